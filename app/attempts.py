@@ -1,0 +1,241 @@
+"""Starting attempts and recording what they came to. Run by workers only; every write is fenced by state and generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+#: A delivery's id and the generation it was published with: all that a message carries.
+Ticket = tuple[UUID, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """One delivery whose attempt has been started (counted and leased) and must now be made."""
+
+    delivery_id: UUID
+    generation: int
+    tenant_id: str
+    event_id: UUID
+    endpoint_id: UUID
+    endpoint_version: int
+    attempt: int
+    replays: int
+    body: str | None
+    """None when the event's row is gone, which is a definite failure."""
+    headers: dict[str, Any] | None
+    event_type: str | None
+    request_id: str | None
+    traceparent: str | None
+    committed_at: datetime | None
+    started_at: datetime
+    """Database clock; signatures use it, so a worker's wrong clock does not matter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What an attempt came to and where its delivery goes: exactly what is written."""
+
+    delivery_id: UUID
+    generation: int
+    next_state: str
+    """delivered, retry_scheduled or failed."""
+    delay_s: float
+    """Seconds from the recording to the next attempt; 0 unless retry_scheduled."""
+    outcome: str
+    failure_class: str | None
+    retryable: bool
+    http_status: int | None
+    error: str | None
+    response_excerpt: str | None
+    duration_ms: int
+    counted: bool = True
+    """False for a fault of our own: the attempt is stored, but does not use up one of the delivery's attempts."""
+    disable_endpoint: bool = False
+
+
+_START_IF_PUBLISHED = text(
+    """
+    WITH wanted AS (
+        SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:generations AS integer[])) AS w (id, generation)
+    ), started AS (
+        UPDATE deliveries d
+        SET state = 'delivering', attempts = d.attempts + 1, last_attempt_at = now(),
+            due_at = now() + :lease_s * interval '1 second', lease_owner = :worker
+        FROM wanted w, endpoints p
+        WHERE d.id = w.id AND d.generation = w.generation
+          AND d.state IN ('pending', 'retry_scheduled', 'replayed')
+          AND p.id = d.endpoint_id AND p.status = 'active'
+        RETURNING d.id, d.generation, d.tenant_id, d.event_id, d.endpoint_id, d.attempts, d.replays, d.last_attempt_at,
+                  p.version
+    )
+    SELECT s.*, e.body, e.headers, e.event_type, e.request_id, e.traceparent, e.created_at
+    FROM started s LEFT JOIN events e ON e.id = s.event_id
+    """
+)
+
+# The endpoint's row is locked FOR SHARE and judged again under the lock: an operator who resumes it at this moment either
+# finds the parked rows and frees them, or has resumed before, and nothing is parked.
+_PARK_IF_ENDPOINT_NOT_ACTIVE = text(
+    """
+    WITH closed AS (
+        SELECT id FROM endpoints
+        WHERE status <> 'active'
+          AND id IN (SELECT endpoint_id FROM deliveries WHERE id = ANY(CAST(:ids AS uuid[])))
+        ORDER BY id
+        FOR SHARE
+    )
+    UPDATE deliveries d
+    SET due_at = 'infinity', lease_owner = NULL
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:generations AS integer[])) AS w (id, generation), closed
+    WHERE d.id = w.id AND d.generation = w.generation
+      AND d.state IN ('pending', 'retry_scheduled', 'replayed') AND d.endpoint_id = closed.id
+    """
+)
+
+_RECORD_IF_DELIVERING = text(
+    """
+    WITH r AS (
+        SELECT * FROM unnest(
+            CAST(:delivery_id AS uuid[]), CAST(:generation AS integer[]), CAST(:next_state AS text[]),
+            CAST(:delay_s AS double precision[]), CAST(:outcome AS text[]), CAST(:failure_class AS text[]),
+            CAST(:retryable AS boolean[]), CAST(:http_status AS integer[]), CAST(:error AS text[]),
+            CAST(:response_excerpt AS text[]), CAST(:duration_ms AS integer[]), CAST(:counted AS boolean[]))
+        AS r (delivery_id, generation, next_state, delay_s, outcome, failure_class, retryable, http_status, error,
+              response_excerpt, duration_ms, counted)
+    ), written AS (
+        UPDATE deliveries d
+        SET state = r.next_state,
+            due_at = CASE WHEN r.next_state <> 'delivered' THEN now() + r.delay_s * interval '1 second' END,
+            lease_owner = NULL, unknown_streak = 0, attempts = d.attempts - (NOT r.counted)::integer,
+            last_outcome = r.outcome, last_class = r.failure_class, last_status = r.http_status, last_error = r.error,
+            delivered_at = CASE WHEN r.next_state = 'delivered' THEN now() END,
+            failed_at = CASE WHEN r.next_state = 'failed' THEN now() END
+        FROM r
+        WHERE d.id = r.delivery_id AND d.generation = r.generation AND d.state = 'delivering'
+        RETURNING d.id, d.generation, d.tenant_id, d.endpoint_id, d.attempts, d.last_attempt_at, d.due_at, d.state,
+                  d.replays
+    ), attempt AS (
+        INSERT INTO delivery_attempts
+            (delivery_id, generation, tenant_id, number, started_at, duration_ms, outcome, failure_class, retryable,
+             http_status, error, response_excerpt, retry_at, worker)
+        SELECT w.id, w.generation, w.tenant_id, w.attempts + (NOT r.counted)::integer, w.last_attempt_at,
+               r.duration_ms, r.outcome, r.failure_class, r.retryable, r.http_status, r.error, r.response_excerpt,
+               CASE WHEN w.state = 'retry_scheduled' THEN w.due_at END, :worker
+        FROM written w JOIN r ON r.delivery_id = w.id AND r.generation = w.generation
+    ), resolved_item AS (
+        UPDATE replay_items i SET state = 'resolved', updated_at = now()
+        FROM written w
+        WHERE w.replays > 0 AND w.state = 'delivered' AND i.delivery_id = w.id AND i.state = 'replayed'
+    ), resolved_letter AS (
+        UPDATE dead_letters l SET status = 'resolved', updated_at = now()
+        FROM written w
+        WHERE w.replays > 0 AND w.state = 'delivered' AND l.delivery_id = w.id AND l.status = 'replayed'
+    )
+    SELECT id, generation FROM written
+    """
+)
+
+_DISABLE_ENDPOINT_IF_ACTIVE = text(
+    """
+    WITH disabled AS (
+        UPDATE endpoints p
+        SET status = 'disabled', status_reason = :reason, version = version + 1, updated_at = now()
+        FROM deliveries d
+        WHERE d.id = :delivery_id AND p.id = d.endpoint_id AND p.status = 'active'
+        RETURNING p.id, p.tenant_id, d.event_id
+    )
+    INSERT INTO audit_events (tenant_id, action, subject, before, after, actor, reason, request_id, traceparent)
+    SELECT x.tenant_id, 'endpoint.disabled', x.id::text, '{"status": "active"}', '{"status": "disabled"}', 'homing',
+           :reason, e.request_id, e.traceparent
+    FROM disabled x LEFT JOIN events e ON e.id = x.event_id
+    """
+)
+
+
+async def start_if_published(
+    connection: AsyncConnection, tickets: Sequence[Ticket], *, worker: str, lease_s: float
+) -> list[Started]:
+    """Count and lease an attempt of each delivery that may start: the last write before its request goes out.
+
+    Guard: the ticket's generation is the row's, its state is one of `STARTABLE`, and its endpoint is active. A ticket
+    that fails the guard is left out of the answer and its row is untouched: it is stale, forged or paused.
+    """
+    rows = await connection.execute(
+        _START_IF_PUBLISHED,
+        {"ids": [t[0] for t in tickets], "generations": [t[1] for t in tickets], "worker": worker, "lease_s": lease_s},
+    )
+    return [
+        Started(
+            delivery_id=r.id,
+            generation=r.generation,
+            tenant_id=r.tenant_id,
+            event_id=r.event_id,
+            endpoint_id=r.endpoint_id,
+            endpoint_version=r.version,
+            attempt=r.attempts,
+            replays=r.replays,
+            body=r.body,
+            headers=r.headers,
+            event_type=r.event_type,
+            request_id=r.request_id,
+            traceparent=r.traceparent,
+            committed_at=r.created_at,
+            started_at=r.last_attempt_at,
+        )
+        for r in rows
+    ]
+
+
+async def park_if_endpoint_not_active(connection: AsyncConnection, tickets: Sequence[Ticket]) -> int:
+    """Put deliveries of endpoints that are not active out of the schedule until they are resumed; none is used up.
+
+    Returns how many were parked; the rest of the tickets were stale.
+    """
+    result = await connection.execute(
+        _PARK_IF_ENDPOINT_NOT_ACTIVE, {"ids": [t[0] for t in tickets], "generations": [t[1] for t in tickets]}
+    )
+    return result.rowcount
+
+
+async def record_if_delivering(
+    connection: AsyncConnection, settled: Sequence[Settled], *, worker: str
+) -> set[tuple[UUID, int]]:
+    """Write results: the delivery's next state, its attempt, and what a replay of it came to, in one statement.
+
+    Guard: state is delivering under the same generation. A result that comes too late (its lease ended and the row was
+    claimed again) writes nothing at all.
+
+    Returns:
+        The (delivery, generation) pairs that were written. Writing the same result twice is harmless.
+    """
+    columns = (
+        "delivery_id",
+        "generation",
+        "next_state",
+        "delay_s",
+        "outcome",
+        "failure_class",
+        "retryable",
+        "http_status",
+        "error",
+        "response_excerpt",
+        "duration_ms",
+        "counted",
+    )
+    arrays: dict[str, Any] = {name: [getattr(s, name) for s in settled] for name in columns}
+    rows = await connection.execute(_RECORD_IF_DELIVERING, arrays | {"worker": worker})
+    written = {(r.id, r.generation) for r in rows}
+    for result in settled:
+        if result.disable_endpoint and (result.delivery_id, result.generation) in written:
+            await connection.execute(
+                _DISABLE_ENDPOINT_IF_ACTIVE,
+                {"delivery_id": result.delivery_id, "reason": "the endpoint answered 410 Gone"},
+            )
+    return written

@@ -1,0 +1,55 @@
+"""The one way to Postgres: an async engine with a small pool, and what counts as "Postgres is away"."""
+
+from __future__ import annotations
+
+from sqlalchemy import NullPool
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+#: Server-side guards for every connection: a statement that hangs, or a transaction left open, ends by itself.
+SESSION_OPTIONS = "-c statement_timeout=30s -c lock_timeout=10s -c idle_in_transaction_session_timeout=30s -c jit=off"
+
+
+def sqlalchemy_url(database_url: str) -> str:
+    """`postgresql://...` (or `postgres://...`) with the driver that Homing uses, psycopg 3."""
+    scheme, separator, rest = database_url.partition("://")
+    if not separator:
+        return database_url
+    return f"postgresql+psycopg://{rest}" if scheme in ("postgres", "postgresql") else database_url
+
+
+def make_engine(database_url: str, *, name: str, pool_size: int) -> AsyncEngine:
+    """An engine whose connections show as `homing-<name>` in `pg_stat_activity`.
+
+    Every connection gives up connecting after 5 s; none is pinged before use, because each caller retries or leaves its
+    row to the lease.
+    """
+    return create_async_engine(
+        sqlalchemy_url(database_url),
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=10,
+        connect_args={
+            "application_name": f"homing-{name}",
+            "connect_timeout": 5,
+            "options": SESSION_OPTIONS,
+            "prepare_threshold": 3,
+        },
+    )
+
+
+def make_unpooled_engine(database_url: str, *, name: str) -> AsyncEngine:
+    """An engine for one-off work (the command line): a connection per use, closed at once."""
+    return create_async_engine(
+        sqlalchemy_url(database_url),
+        poolclass=NullPool,
+        connect_args={"application_name": f"homing-{name}", "connect_timeout": 5, "options": SESSION_OPTIONS},
+    )
+
+
+def is_away(error: BaseException) -> bool:
+    """True when the database could not be reached, went away, or had no connection to spare: try again later."""
+    if isinstance(error, PoolTimeout | OperationalError | InterfaceError | OSError):
+        return True
+    return isinstance(error, DBAPIError) and error.connection_invalidated

@@ -1,0 +1,206 @@
+"""From the outbox to events and deliveries: taken, checked, de-duplicated and fanned out in one transaction.
+
+Rows are claimed by row lock, never by "id greater than the last one seen": a transaction that commits late is not skipped.
+A row that cannot be taken is moved to `outbox_rejected` with its reason and never blocks the rows behind it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from app.claims import Claimed
+from app.db import is_away
+from app.delivery_headers import check_event_headers
+from app.errors import InvalidInput
+
+#: An event type: visible ASCII without `*`, at most 256 characters.
+EVENT_TYPE = re.compile(r"[!-)+-~]{1,256}")
+
+_LOCK_WAITING_ROWS = text(
+    """
+    SELECT o.id, o.tenant_id, o.event_type, o.request_id, o.idempotency_key, o.run_id, o.ordering_key, o.headers,
+           octet_length(o.payload::text) AS payload_bytes, t.id IS NOT NULL AS tenant_known
+    FROM outbox_events o LEFT JOIN tenants t ON t.id = o.tenant_id
+    ORDER BY o.id
+    LIMIT :limit
+    FOR UPDATE OF o SKIP LOCKED
+    """
+)
+
+_SET_ASIDE = text(
+    """
+    WITH gone AS (DELETE FROM outbox_events WHERE id = ANY(CAST(:ids AS uuid[])) RETURNING *)
+    INSERT INTO outbox_rejected
+        (id, tenant_id, event_type, payload, request_id, idempotency_key, traceparent, run_id, ordering_key, headers,
+         created_at, reason)
+    SELECT g.id, g.tenant_id, g.event_type, g.payload, g.request_id, g.idempotency_key, g.traceparent, g.run_id,
+           g.ordering_key, g.headers, g.created_at, r.reason
+    FROM gone g JOIN unnest(CAST(:ids AS uuid[]), CAST(:reasons AS text[])) AS r (id, reason) ON r.id = g.id
+    ON CONFLICT (id) DO UPDATE SET reason = excluded.reason, rejected_at = now()
+    """
+)
+
+# Ordered, so that two pollers that meet the same keys take them in the same order and cannot deadlock.
+_REMEMBER_KEYS = text(
+    """
+    INSERT INTO event_keys (tenant_id, idempotency_key, event_id)
+    SELECT tenant_id, idempotency_key, id FROM outbox_events
+    WHERE id = ANY(CAST(:ids AS uuid[])) AND idempotency_key IS NOT NULL
+    ORDER BY tenant_id, idempotency_key, id
+    ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
+    """
+)
+
+# A statement of its own: its snapshot sees the key that another poller committed while this one waited for it.
+_TAKE_AND_FAN_OUT = text(
+    """
+    WITH taken AS (
+        DELETE FROM outbox_events WHERE id = ANY(CAST(:ids AS uuid[])) RETURNING *
+    ), event AS (
+        INSERT INTO events
+            (id, tenant_id, event_type, body, request_id, idempotency_key, traceparent, run_id, ordering_key, headers,
+             created_at, duplicate_of)
+        SELECT t.id, t.tenant_id, t.event_type, t.payload::text, coalesce(t.request_id, 'req_' || t.id),
+               t.idempotency_key, t.traceparent, t.run_id, t.ordering_key, t.headers, t.created_at,
+               nullif(k.event_id, t.id)
+        FROM taken t
+        LEFT JOIN event_keys k ON k.tenant_id = t.tenant_id AND k.idempotency_key = t.idempotency_key
+        RETURNING id, tenant_id, event_type, duplicate_of
+    ), matched AS (
+        SELECT e.id AS event_id, e.tenant_id, p.id AS endpoint_id,
+               p.status = 'active' AND row_number() OVER (ORDER BY e.id) <= :capacity AS claim
+        FROM event e
+        JOIN endpoints p ON p.tenant_id = e.tenant_id AND p.status IN ('active', 'paused')
+                        AND homing_subscribed(p.event_types, e.event_type)
+        WHERE e.duplicate_of IS NULL
+    ), fanned_out AS (
+        INSERT INTO deliveries (tenant_id, event_id, endpoint_id, due_at, generation, lease_owner)
+        SELECT tenant_id, event_id, endpoint_id,
+               CASE WHEN claim THEN now() + :lease_s * interval '1 second' ELSE now() END,
+               claim::integer, CASE WHEN claim THEN :owner END
+        FROM matched
+        RETURNING id, generation, endpoint_id, state
+    )
+    SELECT id, generation, endpoint_id, state, NULL::boolean AS duplicate FROM fanned_out
+    UNION ALL
+    SELECT NULL, NULL, NULL, NULL, true FROM event WHERE duplicate_of IS NOT NULL
+    """
+)
+
+
+@dataclass(slots=True)
+class Intake:
+    """What one round came to. `claimed` is to be published after the commit; the other numbers count rows."""
+
+    taken: int = 0
+    duplicates: int = 0
+    deliveries: int = 0
+    rejected: int = 0
+    claimed: list[Claimed] = field(default_factory=list)
+
+
+def why_refused(row: Row[Any], payload_max_bytes: int) -> str | None:
+    """The reason why an outbox row cannot be taken, naming the column and the remedy; None when it can."""
+    if not row.tenant_known:
+        return f"tenant_id {row.tenant_id[:64]!r} is unknown: make the tenant, then resubmit"
+    if not EVENT_TYPE.fullmatch(row.event_type):
+        return "event_type must be 1 to 256 visible ASCII characters without '*'"
+    if row.payload_bytes > payload_max_bytes:
+        return f"payload has {row.payload_bytes} bytes, more than HOMING_PAYLOAD_MAX_BYTES={payload_max_bytes} allows"
+    for name in ("request_id", "idempotency_key", "run_id", "ordering_key"):
+        value = getattr(row, name)
+        if value is not None and not 0 < len(value) <= 256:
+            return f"{name} must have 1 to 256 characters"
+    if row.headers is not None:
+        try:
+            check_event_headers(row.headers)
+        except InvalidInput as error:
+            return f"headers: {error}"
+    return None
+
+
+async def take_from_outbox(
+    engine: AsyncEngine, *, limit: int, capacity: int, owner: str, lease_s: float, payload_max_bytes: int
+) -> Intake:
+    """Take at most `limit` rows, oldest first; the first `capacity` deliveries are claimed for this poller at once.
+
+    Commits. When the database refuses the batch because of what is in it, the rows are taken one by one, each in a
+    transaction of its own, and the one that is refused alone is set aside.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database is away; nothing of this round has happened.
+    """
+    arguments = {"capacity": capacity, "owner": owner, "lease_s": lease_s}
+    try:
+        async with engine.begin() as connection:
+            rows = await _locked(connection, limit)
+            return await _take(connection, rows, payload_max_bytes, arguments)
+    except DBAPIError as error:
+        if is_away(error):
+            raise
+    total = Intake()
+    for _ in range(limit):
+        one = await _take_one(engine, payload_max_bytes, arguments | {"capacity": capacity - len(total.claimed)})
+        if not one.taken + one.rejected:
+            break
+        total.taken += one.taken
+        total.duplicates += one.duplicates
+        total.deliveries += one.deliveries
+        total.rejected += one.rejected
+        total.claimed += one.claimed
+    return total
+
+
+async def _take_one(engine: AsyncEngine, payload_max_bytes: int, arguments: dict[str, Any]) -> Intake:
+    row_id: UUID | None = None
+    try:
+        async with engine.begin() as connection:
+            rows = await _locked(connection, 1)
+            row_id = rows[0].id if rows else None
+            return await _take(connection, rows, payload_max_bytes, arguments)
+    except DBAPIError as error:
+        if is_away(error) or row_id is None:
+            raise
+        reason = f"the database refuses it: {_first_line(error)}"
+        async with engine.begin() as connection:
+            await connection.execute(_SET_ASIDE, {"ids": [row_id], "reasons": [reason]})
+        return Intake(rejected=1)
+
+
+async def _locked(connection: AsyncConnection, limit: int) -> list[Row[Any]]:
+    return list((await connection.execute(_LOCK_WAITING_ROWS, {"limit": limit})).all())
+
+
+async def _take(
+    connection: AsyncConnection, rows: list[Row[Any]], payload_max_bytes: int, arguments: dict[str, Any]
+) -> Intake:
+    if not rows:
+        return Intake()
+    refused = {row.id: reason for row in rows if (reason := why_refused(row, payload_max_bytes))}
+    if refused:
+        await connection.execute(_SET_ASIDE, {"ids": list(refused), "reasons": list(refused.values())})
+    good = [row.id for row in rows if row.id not in refused]
+    if not good:
+        return Intake(rejected=len(refused))
+    if any(row.idempotency_key is not None for row in rows):
+        await connection.execute(_REMEMBER_KEYS, {"ids": good})
+    made = (await connection.execute(_TAKE_AND_FAN_OUT, {"ids": good} | arguments)).all()
+    duplicates = sum(row.duplicate is not None for row in made)
+    return Intake(
+        taken=len(good),
+        duplicates=duplicates,
+        deliveries=len(made) - duplicates,
+        rejected=len(refused),
+        claimed=[Claimed(r.id, r.generation, r.endpoint_id, r.state) for r in made if r.generation],
+    )
+
+
+def _first_line(error: DBAPIError) -> str:
+    return str(error.orig).partition("\n")[0][:300]

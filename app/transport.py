@@ -1,0 +1,228 @@
+"""One HTTP attempt: the only place that talks to receivers.
+
+`Transport.post` turns whatever the network or a receiver does into an `AttemptResult`; it decides nothing about retries
+and writes nothing. One transport per process, used on one event loop.
+
+aiohttp is used directly, because it costs a third of httpx over the same connections. Redirects, cookies, proxies,
+`.netrc` and decompression are all off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from time import monotonic
+from types import TracebackType
+from weakref import WeakValueDictionary
+
+import aiohttp
+from yarl import URL
+
+from app.addresses import AddressGuard
+from app.backoff import parse_retry_after
+from app.config import Settings
+from app.connector import JudgingConnector
+from app.outcome import AttemptResult, FailureClass, Outcome, classify_exception, classify_status
+from app.redaction import redact, redact_addresses
+
+ERROR_MAX = 500
+"""Characters of an error summary, at most."""
+_BIG_BODY_BYTES = 1 << 20
+"""aiohttp warns about longer bodies given as bytes."""
+
+# One text for each class: what an exception says may hold addresses, ports or URLs.
+_SUMMARY = {
+    FailureClass.CONNECT_REFUSED: "connection refused",
+    FailureClass.CONNECT_RESET: "connection reset by the receiver",
+    FailureClass.CONNECT_TIMEOUT: "no connection within the connect limit",
+    FailureClass.UNREACHABLE: "no route to the receiver",
+    FailureClass.TIMEOUT: "no response within the deadline",
+    FailureClass.DNS: "the host name could not be resolved",
+    FailureClass.PROTOCOL: "the answer was not valid HTTP",
+    FailureClass.CLOSED_EARLY: "connection closed before a response arrived",
+    FailureClass.TLS: "TLS failed",
+    FailureClass.BLOCKED_ADDRESS: "the host is, or resolves to, an address that may not be called",
+    FailureClass.INVALID_URL: "the endpoint's URL is not valid",
+    FailureClass.OWN_FAULT: "not sent: out of sockets or connections here",
+    FailureClass.UNKNOWN: "unexpected failure",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    url: URL
+    origin: str
+
+
+class Transport:
+    """Sends attempts over pooled connections; an async context manager.
+
+    Each scheme, host and port has at most `connections_per_endpoint` requests under way. Waiting for a place is not
+    part of the attempt: the deadline starts afterwards, and when no place comes free in the time that the lease
+    leaves, the result is our own fault and does not count.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._deadline_s = settings.deadline_s
+        # The second that is left belongs to recording the result before the lease ends.
+        self._slot_wait_s = max(0.0, settings.lease_s - settings.deadline_s - 1)
+        self._slots_each = settings.connections_per_endpoint
+        self._read_bytes = settings.response_read_bytes
+        self._keep_bytes = settings.response_keep_bytes
+        self._connect_timeout_s = settings.connect_timeout_s
+        self._guard = AddressGuard(settings.allowed_networks)
+        # Weak: an origin is forgotten when nobody holds or awaits a place.
+        self._slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._connector: JudgingConnector | None = None
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Transport:
+        # The system's trusted certificates (or SSL_CERT_FILE), TLS 1.2 at least, host names checked.
+        tls = ssl.create_default_context()
+        tls.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._connector = JudgingConnector(self._guard, tls)
+        self._session = aiohttp.ClientSession(
+            connector=self._connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,
+            timeout=aiohttp.ClientTimeout(
+                total=None, connect=self._connect_timeout_s, sock_connect=None, sock_read=None, ceil_threshold=3600
+            ),
+            skip_auto_headers=("accept", "user-agent", "content-type"),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> AttemptResult:
+        """Send one attempt and say what came of it; never raises for what the network or the receiver does.
+
+        Args:
+            url: as `validate_endpoint_url` returned it.
+            headers: as `build_headers` returned them.
+            body: sent as it is.
+
+        Raises:
+            asyncio.CancelledError: the caller gave up; the connection is closed.
+        """
+        try:
+            target = _parse(url)
+        except ValueError:
+            return _failed(Outcome.DEFINITE, FailureClass.INVALID_URL, 0.0)
+        slot = self._slots.get(target.origin)
+        if slot is None:
+            slot = self._slots[target.origin] = asyncio.Semaphore(self._slots_each)
+        try:
+            if slot.locked():
+                async with asyncio.timeout(self._slot_wait_s):
+                    await slot.acquire()
+            else:
+                await slot.acquire()
+        except TimeoutError:
+            return _failed(Outcome.TRANSIENT, FailureClass.OWN_FAULT, 0.0)
+        try:
+            return await self._attempt(target.url, headers, body)
+        finally:
+            slot.release()
+
+    def idle_connections(self) -> int:
+        """Pooled connections that wait for their next request."""
+        return 0 if self._connector is None else self._connector.idle_connections()
+
+    async def _attempt(self, url: URL, headers: Mapping[str, str], body: bytes) -> AttemptResult:
+        if self._session is None:
+            raise RuntimeError("the transport is not open: use it as `async with Transport(settings)`")
+        started = monotonic()
+        response: aiohttp.ClientResponse | None = None
+        received = bytearray()
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                response = await self._session.request(
+                    "POST",
+                    url,
+                    headers=headers,
+                    data=body if len(body) <= _BIG_BODY_BYTES else io.BytesIO(body),
+                    allow_redirects=False,
+                )
+                await self._read(response, received)
+        except Exception as error:  # everything a receiver can cause, and never CancelledError
+            if response is None:
+                return _failed(*classify_exception(error), monotonic() - started, error)
+            # The status has arrived and stands, whatever became of the body.
+        finally:
+            if response is not None:
+                response.close()  # does nothing when the body was read to its end: the connection is pooled by then
+        return self._answered(response, bytes(received), monotonic() - started)
+
+    async def _read(self, response: aiohttp.ClientResponse, received: bytearray) -> None:
+        """Read at most the limit; what follows is never drained, the connection is closed instead."""
+        content = response.content
+        while not content.at_eof() and len(received) < self._read_bytes:
+            received += await content.read(self._read_bytes - len(received))
+
+    def _answered(self, response: aiohttp.ClientResponse, body: bytes, duration_s: float) -> AttemptResult:
+        status = response.status
+        excerpt: str | None = None
+        if body and response.headers.get("content-encoding", "identity").strip().lower() == "identity":
+            excerpt = redact(body, self._keep_bytes) or None
+        if status == 101 or status > 599:
+            # We never ask to switch protocols (RFC 9110 section 15.2.2), and beyond 599 nothing is defined (15).
+            outcome, failure = Outcome.TRANSIENT, FailureClass.PROTOCOL
+        elif (outcome := classify_status(status)) is Outcome.DELIVERED:
+            return AttemptResult(outcome, None, status, None, None, excerpt, duration_s)
+        else:
+            failure = FailureClass.GONE if outcome is Outcome.GONE else FailureClass.HTTP_STATUS
+        retry_after_s = None
+        if outcome is Outcome.TRANSIENT:
+            retry_after_s = parse_retry_after(response.headers.get("retry-after"), datetime.now(UTC))
+        error = f"HTTP {status}" + (": redirects are not followed" if 300 <= status <= 399 else "")
+        return AttemptResult(outcome, failure, status, retry_after_s, error, excerpt, duration_s)
+
+
+@lru_cache(maxsize=4096)
+def _parse(url: str) -> _Target:
+    # As it is: encoding it again could change what the endpoint's owner wrote.
+    parsed = URL(url, encoded=True)
+    if parsed.scheme not in ("http", "https") or not parsed.raw_host or parsed.user or parsed.password:
+        raise ValueError
+    return _Target(parsed, f"{parsed.scheme}://{parsed.raw_host}:{parsed.port}")
+
+
+def _failed(
+    outcome: Outcome, failure: FailureClass, duration_s: float, error: BaseException | None = None
+) -> AttemptResult:
+    summary = _SUMMARY[failure]
+    if failure is FailureClass.TLS:
+        summary += _detail(_tls_reason(error))
+    elif failure is FailureClass.PROTOCOL and isinstance(error, aiohttp.ClientResponseError):
+        summary += _detail(error.message)
+    elif failure is FailureClass.UNKNOWN:
+        summary += _detail(type(error).__name__)
+    return AttemptResult(outcome, failure, error=summary[:ERROR_MAX], duration_s=duration_s)
+
+
+def _detail(text: str) -> str:
+    clean = redact(redact_addresses(text), ERROR_MAX - 100)
+    return f": {clean}" if clean else ""
+
+
+def _tls_reason(error: BaseException | None) -> str:
+    """What OpenSSL said: `self-signed certificate`, `WRONG_VERSION_NUMBER`; empty if nothing."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            # aiohttp's own subclass has neither.
+            if reason := getattr(error, "verify_message", None) or getattr(error, "reason", None):
+                return str(reason)
+        error = error.__cause__
+    return ""

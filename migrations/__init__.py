@@ -1,0 +1,1 @@
+"""Alembic migrations; run by `homing migrate` through `app.migrate`."""

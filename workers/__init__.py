@@ -1,0 +1,1 @@
+"""Broker, middleware, poller, actors and the command line; everything here may import `app`."""

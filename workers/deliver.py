@@ -1,0 +1,127 @@
+"""The deliver actor: start the attempts of a chunk, make them all at once, record what was delivered, raise what failed.
+
+start (one guarded statement, committed) -> sign -> POST (no connection held) -> record (group commit). Failures are
+raised together, with all that is known of them, and settled by the retries middleware.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from time import monotonic
+
+import structlog
+
+from app.attempts import Started, Ticket, park_if_endpoint_not_active, start_if_published
+from app.delivery_headers import build_headers
+from app.endpoints import LoadedEndpoint
+from app.outcome import AttemptResult, FailureClass, Outcome
+from app.redaction import safe_url
+from app.signing import sign
+from app.verdict import settle
+from workers.messages import MessageRefused, parse_tickets
+from workers.retries import AttemptsFailed, FailedAttempt
+from workers.runtime import Runtime
+
+log = structlog.get_logger(__name__)
+
+
+async def deliver(runtime: Runtime, ids: object, generations: object) -> None:
+    """Make one attempt of each delivery in a chunk.
+
+    Args:
+        runtime: this process's connections and counters.
+        ids: 1 to 50 delivery ids, from the message.
+        generations: the generation that each was published with.
+
+    Raises:
+        AttemptsFailed: some attempts were not delivered; the others are recorded. To be settled by the middleware.
+        sqlalchemy.exc.DBAPIError: Postgres is away. Nothing was started, or what was started ends by its lease.
+    """
+    try:
+        tickets = parse_tickets(ids, generations)
+    except MessageRefused as refusal:
+        runtime.metrics.messages_rejected.labels("forged").inc()
+        log.warning("message.refused", why=str(refusal))
+        return
+    began = monotonic()
+    started, endpoints = await _start(runtime, tickets)
+    tasks = [asyncio.create_task(_attempt(runtime, s, endpoints.get(s.endpoint_id), began)) for s in started]
+    failures = [failure for failure in await asyncio.gather(*tasks) if failure is not None]
+    if failures:
+        raise AttemptsFailed(failures)
+
+
+async def _start(runtime: Runtime, tickets: list[Ticket]) -> tuple[list[Started], dict[object, LoadedEndpoint]]:
+    """Start what may start, and load its endpoints, in one transaction: if either fails, no attempt has been counted."""
+    async with runtime.engine.begin() as connection:
+        started = await start_if_published(connection, tickets, worker=runtime.name, lease_s=runtime.settings.lease_s)
+        endpoints = dict(await runtime.endpoints.for_attempts(connection, started))
+        if len(started) < len(tickets):
+            begun = {(s.delivery_id, s.generation) for s in started}
+            refused = [ticket for ticket in tickets if ticket not in begun]
+            parked = await park_if_endpoint_not_active(connection, refused)
+            runtime.metrics.parked.inc(parked)
+            runtime.metrics.stale.labels("ticket").inc(len(refused) - parked)
+    return started, endpoints  # type: ignore[return-value]
+
+
+async def _attempt(
+    runtime: Runtime, started: Started, endpoint: LoadedEndpoint | None, began: float
+) -> FailedAttempt | None:
+    if started.body is None or endpoint is None or not endpoint.keys:
+        result = AttemptResult(
+            Outcome.DEFINITE,
+            FailureClass.UNKNOWN,
+            error="the event, the endpoint or its secret is gone; nothing was sent",
+        )
+    else:
+        result = await _post(runtime, started, endpoint, began)
+    _observe(runtime, started, endpoint, result)
+    if endpoint is None or result.outcome is not Outcome.DELIVERED:
+        policy = runtime.default_policy if endpoint is None else endpoint.policy
+        return FailedAttempt(started, policy, result, monotonic())
+    await runtime.record([settle(started, endpoint.policy, result, runtime.random)])
+    return None
+
+
+async def _post(runtime: Runtime, started: Started, endpoint: LoadedEndpoint, began: float) -> AttemptResult:
+    assert started.body is not None
+    body = started.body.encode()
+    # Database time of the start plus what has passed since: a worker's wrong clock cannot make a signature invalid.
+    timestamp = int(started.started_at.timestamp() + monotonic() - began)
+    headers = build_headers(
+        started.headers,
+        sign(endpoint.scheme, endpoint.keys, str(started.event_id), timestamp, body),
+        request_id=started.request_id or "",
+        traceparent=started.traceparent,
+        attempt=started.attempt,
+    )
+    with runtime.metrics.in_flight.track_inprogress():
+        return await runtime.transport.post(endpoint.url, headers, body)
+
+
+def _observe(runtime: Runtime, started: Started, endpoint: LoadedEndpoint | None, result: AttemptResult) -> None:
+    runtime.metrics.attempts.labels(result.outcome, result.failure_class or "").inc()
+    runtime.metrics.attempt_seconds.observe(result.duration_s)
+    if result.outcome is Outcome.DELIVERED and started.committed_at is not None:
+        age = (datetime.now(UTC) - started.committed_at).total_seconds()
+        runtime.metrics.delivered_age_seconds.observe(max(0.0, age))
+    log.info(
+        "delivery.attempted",
+        delivery_id=str(started.delivery_id),
+        event_id=str(started.event_id),
+        event_type=started.event_type,
+        request_id=started.request_id,
+        traceparent=started.traceparent,
+        tenant_id=started.tenant_id,
+        endpoint_id=str(started.endpoint_id),
+        host=None if endpoint is None else safe_url(endpoint.url),
+        attempt=started.attempt,
+        replays=started.replays,
+        outcome=result.outcome,
+        failure_class=result.failure_class,
+        http_status=result.http_status,
+        duration_ms=round(result.duration_s * 1000, 1),
+        error=result.error,
+    )

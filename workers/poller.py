@@ -1,0 +1,273 @@
+"""The poller: the only thing that publishes. Claims what is due, takes what is new, publishes after the commit, sleeps.
+
+Any number may run at once. A poller that dies at any point leaves nothing behind but leases, which end by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+from contextlib import AsyncExitStack
+from time import monotonic
+
+import structlog
+from redis.exceptions import RedisError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from app.claims import Claimed, claim_due, release_all_published_not_started, release_if_claimed
+from app.config import Settings
+from app.db import make_engine
+from app.intake import take_from_outbox
+from app.logs import configure_logging
+from app.partitions import ensure_partitions
+from app.reads import backlog, work_waiting
+from app.replays import claim_requested
+from workers.exposition import serve_metrics
+from workers.metrics import PollerMetrics
+from workers.publisher import Publisher
+from workers.wake import FIRST_DOZE_S, Sleeper
+
+log = structlog.get_logger(__name__)
+
+#: Seconds between two looks at the backlog for the gauges.
+GAUGES_EVERY_S = 5.0
+#: Seconds between two calls that make partitions ahead.
+PARTITIONS_EVERY_S = 3600.0
+#: Replays published in one cycle, at most.
+REPLAYS_MAX = 50
+#: Seconds a poller waits after Redis refused, at first and at most; doubles in between.
+REDIS_PAUSE_S = (0.2, 5.0)
+#: A cycle older than this means that the poller is stuck.
+STALLED_AFTER_S = 60.0
+
+
+class Poller:
+    """One poller; `run` until `stop` is called.
+
+    Args:
+        settings: batch sizes, lease, slow poll.
+        database_url: where the rows are.
+        redis_url: where the queues are.
+    """
+
+    def __init__(self, settings: Settings, database_url: str, redis_url: str) -> None:
+        self.metrics = PollerMetrics()
+        self.name = f"poller@{socket.gethostname()}:{os.getpid()}"
+        self._settings = settings
+        self._engine = make_engine(database_url, name="poller", pool_size=min(2, settings.database_pool_size))
+        self._publisher = Publisher(redis_url, chunk_max=settings.chunk_max)
+        self._sleeper = Sleeper(database_url)
+        self._stopping = asyncio.Event()
+        self._last_cycle = monotonic()
+        self._next_due_s: float | None = None
+        self._redis_pause_s = 0.0
+
+    def stop(self) -> None:
+        """End after the cycle that is under way; what it claimed is published or given back first."""
+        self._stopping.set()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether a cycle has ended recently."""
+        return monotonic() - self._last_cycle < STALLED_AFTER_S
+
+    async def run(self) -> None:
+        """Cycle until stopped; an error of Postgres or Redis is logged, counted and tried again."""
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._engine.dispose)
+            stack.push_async_callback(self._publisher.close)
+            stack.push_async_callback(self._sleeper.close)
+            await stack.enter_async_context(
+                serve_metrics(self.metrics.registry, self._settings.metrics_port, lambda: self.healthy)
+            )
+            chores = asyncio.create_task(self._do_chores(), name="chores")
+            stack.callback(chores.cancel)
+            log.info("poller.started", name=self.name)
+            doze_s = FIRST_DOZE_S
+            while not self._stopping.is_set():
+                if await self._cycle_safely():
+                    doze_s = FIRST_DOZE_S
+                    continue
+                if self._redis_pause_s:
+                    await self._pause(self._redis_pause_s)
+                elif await self._sleeper.arm():
+                    doze_s = FIRST_DOZE_S
+                    # Once more: what was committed before the lock was taken did not notify.
+                    if not await self._cycle_safely():
+                        await self._sleep()
+                    await self._sleeper.disarm()
+                else:
+                    longest = (
+                        min(0.1, self._settings.slow_poll_s) if self._sleeper.on_duty else self._settings.slow_poll_s
+                    )
+                    await self._pause(min(doze_s, longest))
+                    doze_s = min(doze_s * 2, longest)
+        log.info("poller.stopped")
+
+    async def _sleep(self) -> None:
+        """Until a commit notifies, the next delivery is due, the slow poll comes round, or somebody stops us."""
+        timeout = self._settings.slow_poll_s
+        if self._next_due_s is not None:
+            timeout = min(timeout, max(0.0, self._next_due_s))
+        waiting = asyncio.create_task(self._sleeper.wait(timeout))
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (waiting, stopping):
+            task.cancel()
+        await asyncio.gather(waiting, stopping, return_exceptions=True)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass
+
+    async def _cycle_safely(self) -> bool:
+        try:
+            worked = await self._cycle()
+        except (SQLAlchemyError, OSError) as error:
+            self.metrics.cycle_failures.inc()
+            log.warning("poller.postgres_away", error=f"{type(error).__name__}: {error}"[:300])
+            await self._pause(0.2 + random.random() * 0.3)
+            worked = False
+        except RedisError as error:
+            self._redis_away(error)
+            worked = False
+        self._last_cycle = monotonic()
+        return worked
+
+    async def _cycle(self) -> bool:
+        """Look, claim, take, publish; returns whether there may be more to do at once."""
+        async with self._engine.connect() as connection:
+            work = await work_waiting(connection)
+        self._next_due_s = work.next_due_s
+        if not work.anything:
+            return False
+        waiting, memory_lost = await self._publisher.waiting()
+        self._redis_back()
+        if memory_lost:
+            await self._after_memory_loss()
+        room = (self._settings.publish_ahead - waiting) * self._settings.chunk_max
+        if room <= 0:
+            await self._pause(FIRST_DOZE_S)
+            return True
+        limit = min(self._settings.claim_batch, room)
+        progress = 0
+        if work.replays:
+            progress += await self._publish_replays()
+        if work.due:
+            claimed = await self._claim_due(limit)
+            progress += len(claimed)
+            await self._publish(claimed, waiting)
+            waiting += len(claimed) // self._settings.chunk_max
+        if work.outbox:
+            progress += await self._take(limit, room, waiting)
+        return progress > 0
+
+    async def _claim_due(self, limit: int) -> list[Claimed]:
+        async with self._engine.begin() as connection:
+            claimed, expired = await claim_due(
+                connection,
+                limit=limit,
+                owner=self.name,
+                lease_s=self._settings.lease_s,
+                quarantine_after=self._settings.quarantine_after,
+            )
+        if expired:
+            self.metrics.expired_leases.inc(expired)
+            log.warning("leases.expired", attempts=expired)
+        return claimed
+
+    async def _take(self, limit: int, capacity: int, waiting: int) -> int:
+        intake = await take_from_outbox(
+            self._engine,
+            limit=limit,
+            capacity=capacity,
+            owner=self.name,
+            lease_s=self._settings.lease_s,
+            payload_max_bytes=self._settings.payload_max_bytes,
+        )
+        self.metrics.taken.inc(intake.taken)
+        self.metrics.fanned_out.inc(intake.deliveries)
+        self.metrics.duplicates.inc(intake.duplicates)
+        self.metrics.rejected.inc(intake.rejected)
+        if intake.rejected:
+            log.warning("outbox.set_aside", rows=intake.rejected, hint="see: homing events rejected")
+        await self._publish(intake.claimed, waiting)
+        return intake.taken + intake.rejected
+
+    async def _publish(self, claimed: list[Claimed], waiting: int) -> None:
+        """Publish what has been committed; when Redis does not take it, give it back and let the caller pause."""
+        if not claimed:
+            return
+        try:
+            for queue, count in (await self._publisher.publish(claimed, waiting=waiting)).items():
+                self.metrics.published.labels(queue).inc(count)
+        except RedisError:
+            self.metrics.publish_failures.inc(len(claimed))
+            async with self._engine.begin() as connection:
+                await release_if_claimed(connection, claimed, owner=self.name, delay_s=0.5 + random.random())
+            raise
+
+    async def _publish_replays(self) -> int:
+        async with self._engine.begin() as connection:
+            tickets = await claim_requested(connection, limit=REPLAYS_MAX, lease_s=self._settings.lease_s)
+        if tickets:
+            await self._publisher.publish_replays(tickets)
+        return len(tickets)
+
+    async def _after_memory_loss(self) -> None:
+        async with self._engine.begin() as connection:
+            released = await release_all_published_not_started(connection)
+        if released:
+            self.metrics.redis_losses.inc()
+            log.warning("redis.memory_lost", published_again=released)
+
+    def _redis_away(self, error: RedisError) -> None:
+        low, high = REDIS_PAUSE_S
+        self._redis_pause_s = min(high, max(low, self._redis_pause_s * 2)) * (0.75 + random.random() / 2)
+        self.metrics.redis_up.set(0)
+        log.warning(
+            "redis.away", error=f"{type(error).__name__}: {error}"[:200], again_in_s=round(self._redis_pause_s, 1)
+        )
+
+    def _redis_back(self) -> None:
+        self._redis_pause_s = 0.0
+        self.metrics.redis_up.set(1)
+
+    async def _do_chores(self) -> None:
+        """Make partitions ahead, and keep the gauges true, beside the cycles."""
+        partitions_at = 0.0
+        while True:
+            try:
+                if monotonic() >= partitions_at:
+                    await ensure_partitions(self._engine)
+                    partitions_at = monotonic() + PARTITIONS_EVERY_S
+                async with self._engine.connect() as connection:
+                    seen = await backlog(connection)
+                self.metrics.outbox_waiting.set(seen.outbox_waiting)
+                self.metrics.outbox_age.set(seen.outbox_oldest_s)
+                self.metrics.rejected_waiting.set(seen.set_aside)
+                self.metrics.due.set(seen.due)
+                self.metrics.oldest_due_age.set(seen.due_oldest_s)
+                self.metrics.dead_letters_open.set(seen.dead_letters_open)
+            except (DBAPIError, SQLAlchemyError, OSError) as error:
+                log.warning("poller.chores_failed", error=type(error).__name__)
+            await asyncio.sleep(GAUGES_EVERY_S)
+
+
+def run_poller(settings: Settings, database_url: str, redis_url: str) -> None:
+    """Poll until SIGTERM or SIGINT."""
+    configure_logging(settings.log_level, process="poller")
+
+    async def run() -> None:
+        poller = Poller(settings, database_url, redis_url)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, poller.stop)
+        await poller.run()
+
+    asyncio.run(run())
