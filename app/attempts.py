@@ -60,6 +60,8 @@ class Settled:
     disable_endpoint: bool = False
 
 
+# In every statement here `d.id = ANY(...)` repeats what the join says: it ties the plan to the primary key of the partitions
+# that hold these ids, so that its cost never depends on history. Endpoints are looked up one by one for the same reason.
 _START_IF_PUBLISHED = text(
     """
     WITH wanted AS (
@@ -68,12 +70,12 @@ _START_IF_PUBLISHED = text(
         UPDATE deliveries d
         SET state = 'delivering', attempts = d.attempts + 1, last_attempt_at = now(),
             due_at = now() + :lease_s * interval '1 second', lease_owner = :worker
-        FROM wanted w, endpoints p
-        WHERE d.id = w.id AND d.generation = w.generation
+        FROM wanted w
+        WHERE d.id = ANY(CAST(:ids AS uuid[])) AND d.id = w.id AND d.generation = w.generation
           AND d.state IN ('pending', 'retry_scheduled', 'replayed')
-          AND p.id = d.endpoint_id AND p.status = 'active'
+          AND (SELECT p.status FROM endpoints p WHERE p.id = d.endpoint_id) = 'active'
         RETURNING d.id, d.generation, d.tenant_id, d.event_id, d.endpoint_id, d.attempts, d.replays, d.last_attempt_at,
-                  p.version
+                  (SELECT p.version FROM endpoints p WHERE p.id = d.endpoint_id) AS version
     )
     SELECT s.*, e.body, e.headers, e.event_type, e.request_id, e.traceparent, e.created_at
     FROM started s LEFT JOIN events e ON e.id = s.event_id
@@ -94,7 +96,7 @@ _PARK_IF_ENDPOINT_NOT_ACTIVE = text(
     UPDATE deliveries d
     SET due_at = 'infinity', lease_owner = NULL
     FROM unnest(CAST(:ids AS uuid[]), CAST(:generations AS integer[])) AS w (id, generation), closed
-    WHERE d.id = w.id AND d.generation = w.generation
+    WHERE d.id = ANY(CAST(:ids AS uuid[])) AND d.id = w.id AND d.generation = w.generation
       AND d.state IN ('pending', 'retry_scheduled', 'replayed') AND d.endpoint_id = closed.id
     """
 )
@@ -118,7 +120,7 @@ _RECORD_IF_DELIVERING = text(
             delivered_at = CASE WHEN r.next_state = 'delivered' THEN now() END,
             failed_at = CASE WHEN r.next_state = 'failed' THEN now() END
         FROM r
-        WHERE d.id = r.delivery_id AND d.generation = r.generation AND d.state = 'delivering'
+        WHERE d.id = ANY(CAST(:delivery_id AS uuid[])) AND d.id = r.delivery_id AND d.generation = r.generation AND d.state = 'delivering'
         RETURNING d.id, d.generation, d.tenant_id, d.endpoint_id, d.attempts, d.last_attempt_at, d.due_at, d.state,
                   d.replays
     ), attempt AS (

@@ -59,7 +59,7 @@ _CLAIM_DUE_SKIPPING_LOCKED = text(
             last_error = CASE WHEN j.expired THEN 'no result was recorded before the lease ended' ELSE d.last_error END,
             failed_at = CASE WHEN j.next_state = 'failed' THEN coalesce(d.failed_at, now()) END
         FROM judged j
-        WHERE d.id = j.id AND d.generation = j.generation AND d.state = j.state
+        WHERE d.id = ANY(ARRAY(SELECT id FROM due)) AND d.id = j.id AND d.generation = j.generation AND d.state = j.state
         RETURNING d.id, d.generation, d.endpoint_id, d.state, j.expired
     ), unknown_attempts AS (
         INSERT INTO delivery_attempts
@@ -80,7 +80,8 @@ _RELEASE_IF_CLAIMED = text(
     UPDATE deliveries d
     SET due_at = now() + :delay_s * interval '1 second', lease_owner = NULL
     FROM unnest(CAST(:ids AS uuid[]), CAST(:generations AS integer[])) AS w (id, generation)
-    WHERE d.id = w.id AND d.generation = w.generation AND d.lease_owner = :owner AND d.state <> 'delivering'
+    WHERE d.id = ANY(CAST(:ids AS uuid[])) AND d.id = w.id AND d.generation = w.generation
+      AND d.lease_owner = :owner AND d.state <> 'delivering'
     """
 )
 

@@ -15,7 +15,7 @@ _FILE_IF_FAILED = text(
         UPDATE deliveries d
         SET state = 'dead_lettered', due_at = NULL, lease_owner = NULL
         FROM unnest(CAST(:ids AS uuid[]), CAST(:generations AS integer[])) AS w (id, generation)
-        WHERE d.id = w.id AND d.generation = w.generation AND d.state = 'failed'
+        WHERE d.id = ANY(CAST(:ids AS uuid[])) AND d.id = w.id AND d.generation = w.generation AND d.state = 'failed'
         RETURNING d.*
     ), letter AS (
         INSERT INTO dead_letters

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +17,7 @@ from app.endpoint_url import validate_endpoint_url
 from app.errors import Conflict, InvalidInput, NotFound
 from app.sealing import SecretKeys
 from app.signing import SigningKey, new_secret, parse_secret
-
-#: An event type pattern: an exact type, `prefix.*`, or `*` (migrations: homing_subscribed).
-PATTERN = re.compile(r"\*|[!-)+-~]{1,254}(\.\*)?")
+from app.subscription import PATTERN
 
 
 @dataclass(frozen=True, slots=True)

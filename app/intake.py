@@ -6,7 +6,6 @@ A row that cannot be taken is moved to `outbox_rejected` with its reason and nev
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -19,9 +18,7 @@ from app.claims import Claimed
 from app.db import is_away
 from app.delivery_headers import check_event_headers
 from app.errors import InvalidInput
-
-#: An event type: visible ASCII without `*`, at most 256 characters.
-EVENT_TYPE = re.compile(r"[!-)+-~]{1,256}")
+from app.subscription import EVENT_TYPE, covering_patterns
 
 _LOCK_WAITING_ROWS = text(
     """
@@ -73,12 +70,16 @@ _TAKE_AND_FAN_OUT = text(
         FROM taken t
         LEFT JOIN event_keys k ON k.tenant_id = t.tenant_id AND k.idempotency_key = t.idempotency_key
         RETURNING id, tenant_id, event_type, duplicate_of
+    ), covering AS (
+        SELECT event_type, string_to_array(patterns, ' ') AS patterns
+        FROM unnest(CAST(:types AS text[]), CAST(:patterns AS text[])) AS c (event_type, patterns)
     ), matched AS (
         SELECT e.id AS event_id, e.tenant_id, p.id AS endpoint_id,
                p.status = 'active' AND row_number() OVER (ORDER BY e.id) <= :capacity AS claim
         FROM event e
+        JOIN covering c ON c.event_type = e.event_type
         JOIN endpoints p ON p.tenant_id = e.tenant_id AND p.status IN ('active', 'paused')
-                        AND homing_subscribed(p.event_types, e.event_type)
+                        AND p.event_types && c.patterns
         WHERE e.duplicate_of IS NULL
     ), fanned_out AS (
         INSERT INTO deliveries (tenant_id, event_id, endpoint_id, due_at, generation, lease_owner)
@@ -191,7 +192,9 @@ async def _take(
         return Intake(rejected=len(refused))
     if any(row.idempotency_key is not None for row in rows):
         await connection.execute(_REMEMBER_KEYS, {"ids": good})
-    made = (await connection.execute(_TAKE_AND_FAN_OUT, {"ids": good} | arguments)).all()
+    types = {row.event_type for row in rows if row.id not in refused}
+    subscriptions = {"types": list(types), "patterns": [" ".join(covering_patterns(t)) for t in types]}
+    made = (await connection.execute(_TAKE_AND_FAN_OUT, {"ids": good} | subscriptions | arguments)).all()
     duplicates = sum(row.duplicate is not None for row in made)
     return Intake(
         taken=len(good),

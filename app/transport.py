@@ -220,9 +220,8 @@ def _detail(text: str) -> str:
 def _tls_reason(error: BaseException | None) -> str:
     """What OpenSSL said: `self-signed certificate`, `WRONG_VERSION_NUMBER`; empty if nothing."""
     while error is not None:
-        if isinstance(error, ssl.SSLError):
-            # aiohttp's own subclass has neither.
-            if reason := getattr(error, "verify_message", None) or getattr(error, "reason", None):
-                return str(reason)
+        # aiohttp's own errors are SSL errors too, but have neither.
+        if reason := getattr(error, "verify_message", None) or getattr(error, "reason", None):
+            return str(reason)
         error = error.__cause__
     return ""

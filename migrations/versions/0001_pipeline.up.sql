@@ -19,16 +19,6 @@ CREATE FUNCTION homing_uuid7_floor(at timestamptz) RETURNS uuid LANGUAGE sql IMM
     SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '70008000000000000000')::uuid
 $$;
 
--- True when one of an endpoint's patterns covers a type: exact, `prefix.*` (any depth below), or `*`.
-CREATE FUNCTION homing_subscribed(patterns text[], event_type text) RETURNS boolean
-LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT EXISTS (
-        SELECT FROM unnest(patterns) AS p
-        WHERE p = '*' OR p = event_type
-           OR (right(p, 2) = '.*' AND starts_with(event_type, left(p, -1)))
-    )
-$$;
-
 -- ---------------------------------------------------------------------------------------------------------------------
 CREATE TABLE tenants (
     id         text PRIMARY KEY CHECK (id ~ '^[A-Za-z0-9_.:-]{1,64}$'), -- chosen by whoever makes it; never

@@ -277,7 +277,8 @@ async def test_2xx_is_delivered_whatever_its_body(transport: Transport, behaviou
     started = time.monotonic()
     result = await attempt(transport, behaviour)
     assert time.monotonic() - started < 1.0 + MARGIN_S
-    assert (result.outcome, result.http_status) == (Outcome.DELIVERED, 200 if "204" not in str(result) else 204)
+    assert result.outcome is Outcome.DELIVERED
+    assert result.http_status in (200, 204)
     assert len((result.response_excerpt or "").encode()) <= 2048
 
 
@@ -353,9 +354,7 @@ async def test_connection_is_reused_after_a_clean_answer(transport: Transport) -
         pytest.param(play.status(999), id="999"),
     ],
 )
-async def test_connection_is_not_reused_after_a_strange_answer(
-    transport: Transport, behaviour: play.Behaviour
-) -> None:
+async def test_connection_is_not_reused_after_a_strange_answer(transport: Transport, behaviour: play.Behaviour) -> None:
     async with Receiver(play.sequence(behaviour, play.status(404))) as receiver:
         await transport.post(receiver.url, HEADERS, BODY)
         second = await transport.post(receiver.url, HEADERS, BODY)
