@@ -8,6 +8,7 @@ what a pattern matches is consumed.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 MARK = "[redacted]"
@@ -22,7 +23,7 @@ _KEYS = (
 # The end of a name as JSON, a form, a header, XML or JSON inside a JSON string write it.
 _NAME_END = r"""[\w-]{0,40}(?:\\{0,3}["'])?[ \t]{0,8}[:=>][ \t]{0,8}"""
 # A quoted value (its end may be missing: the text may have been cut), a list or an object.
-_QUOTED = r"""\\{1,3}["'][^"'\\]*|"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|[\[{][^\]}]*[\]}]?"""
+_QUOTED = r"""\\{1,3}["'][^"'\\]*|"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|[\[{](?:"(?:[^"\\]|\\.)*"?|[^"\]}])*[\]}]?"""
 _PAIR = re.compile(rf"""((?:{_KEYS}){_NAME_END})(?:{_QUOTED}|[^\r\n&;"'<>}}\]]+)""", re.IGNORECASE | re.DOTALL)
 # Header values that contain ; and , themselves: up to the end of the line.
 _HEADER = re.compile(rf"""((?:authorization|cookie){_NAME_END})(?:{_QUOTED}|[^\r\n]+)""", re.IGNORECASE | re.DOTALL)
@@ -72,6 +73,7 @@ def redact_addresses(text: str) -> str:
     return _ADDRESS.sub("[address]", text)
 
 
+@lru_cache(maxsize=4096)
 def safe_url(url: str) -> str:
     """Scheme, host and port of `url`; the rest may be a credential. What cannot be read is `[invalid url]`."""
     try:

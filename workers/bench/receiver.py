@@ -57,8 +57,7 @@ def _value(head: bytes, name: bytes) -> bytes:
     return head[start : end if end >= 0 else None].strip()
 
 
-async def _serve(file: Path, delay_s: float) -> None:
-    seen: list[tuple[bytes, float]] = []
+async def _serve(seen: list[tuple[bytes, float]], delay_s: float) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
@@ -67,8 +66,9 @@ async def _serve(file: Path, delay_s: float) -> None:
     print(server.sockets[0].getsockname()[1], flush=True)
     await stop.wait()
     server.close()
-    file.write_text("".join(f"{name.decode()} {at:.6f}\n" for name, at in seen), encoding="ascii")
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(Path(sys.argv[1]), float(sys.argv[2]) / 1000 if len(sys.argv) > 2 else 0.0))
+    requests: list[tuple[bytes, float]] = []
+    asyncio.run(_serve(requests, float(sys.argv[2]) / 1000 if len(sys.argv) > 2 else 0.0))
+    Path(sys.argv[1]).write_text("".join(f"{name.decode()} {at:.6f}\n" for name, at in requests), encoding="ascii")
