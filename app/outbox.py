@@ -1,9 +1,10 @@
-"""The way in for producers written in Python: one row in `outbox_events`, inside the caller's own transaction."""
+"""The way in for producers written in Python: rows in `outbox_events`, inside the caller's own transaction."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +20,45 @@ _INSERT = text(
     RETURNING id, request_id
     """
 )
+
+_INSERT_MANY = text(
+    """
+    WITH new AS MATERIALIZED (
+        SELECT n, homing_uuid7() AS id, tenant_id, event_type, CAST(payload AS jsonb) AS payload,
+               coalesce(request_id, 'req_' || homing_uuid7()) AS request_id, idempotency_key, traceparent, run_id,
+               ordering_key, CAST(headers AS jsonb) AS headers
+        FROM unnest(CAST(:tenant_id AS text[]), CAST(:event_type AS text[]), CAST(:payload AS text[]),
+                    CAST(:request_id AS text[]), CAST(:idempotency_key AS text[]), CAST(:traceparent AS text[]),
+                    CAST(:run_id AS text[]), CAST(:ordering_key AS text[]), CAST(:headers AS text[]))
+             WITH ORDINALITY AS r (tenant_id, event_type, payload, request_id, idempotency_key, traceparent, run_id,
+                                   ordering_key, headers, n)
+    ), added AS (
+        INSERT INTO outbox_events
+            (id, tenant_id, event_type, payload, request_id, idempotency_key, traceparent, run_id, ordering_key, headers)
+        SELECT id, tenant_id, event_type, payload, request_id, idempotency_key, traceparent, run_id, ordering_key,
+               headers
+        FROM new ORDER BY n
+    )
+    SELECT id, request_id FROM new ORDER BY n
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """One event for `add_events`; the fields are those of `add_event`, but JSON is given as text and stays exact."""
+
+    event_type: str
+    payload: str
+    """JSON text."""
+    tenant_id: str = "default"
+    request_id: str | None = None
+    idempotency_key: str | None = None
+    traceparent: str | None = None
+    run_id: str | None = None
+    ordering_key: str | None = None
+    headers: str | None = None
+    """JSON text of an object of names and text values."""
 
 
 def add_event(
@@ -74,3 +114,20 @@ def add_event(
         },
     ).one()
     return row.id, row.request_id
+
+
+def add_events(session_or_connection: Session | Connection, events: Sequence[NewEvent]) -> list[tuple[UUID, str]]:
+    """Add many events by one statement, inside the caller's transaction; never commits. Best with 100 to 1,000 at once.
+
+    Returns:
+        Each event's id and request id, in the order given. Ids made in the same millisecond do not sort in that order.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database refused one of them, so none was written; the transaction is the
+            caller's to roll back.
+    """
+    if not events:
+        return []
+    names = [column.name for column in fields(NewEvent)]
+    rows = session_or_connection.execute(_INSERT_MANY, {name: [getattr(e, name) for e in events] for name in names})
+    return [(row.id, row.request_id) for row in rows]

@@ -1,0 +1,1 @@
+"""The command line `homing`: data on stdout, talk on stderr, documented exit codes."""

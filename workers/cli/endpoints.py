@@ -1,0 +1,159 @@
+"""`homing endpoints`: make, list, show, pause and resume them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import typer
+
+from workers.cli.access import open_access, operator
+from workers.cli.options import Json, Limit, Tenant
+from workers.cli.output import give, say
+
+app = typer.Typer(help="Endpoints: where events go.")
+
+EndpointId = Annotated[UUID, typer.Argument(metavar="ID", help="The endpoint.")]
+Reason = Annotated[str | None, typer.Option(help="Why; kept in the audit trail.")]
+
+
+@app.command("create")
+def create(
+    url: Annotated[str, typer.Option(help="Where to POST.")],
+    event_type: Annotated[
+        list[str] | None,
+        typer.Option(metavar="T", help="An exact type, `prefix.*` or `*`; may be repeated. All types by default."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="For people.")] = "",
+    scheme: Annotated[Literal["standard", "hex"], typer.Option(help="How deliveries are signed.")] = "standard",
+    max_attempts: Annotated[int | None, typer.Option(help="Automatic attempts; 5 by default.")] = None,
+    base: Annotated[float | None, typer.Option(help="Seconds after the first attempt; 10.")] = None,
+    factor: Annotated[float | None, typer.Option(help="Growth of the delay; 4.")] = None,
+    cap: Annotated[float | None, typer.Option(help="Longest delay in seconds; 3600.")] = None,
+    jitter: Annotated[float | None, typer.Option(help="Share by which a delay varies; 0.2.")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(metavar="S,S,...", help="Explicit delays in seconds, such as 60,120,300.")
+    ] = None,
+    secret_stdin: Annotated[
+        bool, typer.Option("--secret-stdin", help="Read the signing secret (whsec_...) from stdin.")
+    ] = False,
+    tenant: Tenant = "default",
+    as_json: Json = False,
+) -> None:
+    """Make an endpoint. Its signing secret is printed once, and never again."""
+    from app.backoff import RetryPolicy
+    from app.endpoints import create_endpoint
+    from app.errors import InvalidInput
+
+    wanted: dict[str, Any] = {"max_attempts": max_attempts, "base_s": base, "factor": factor, "cap_s": cap}
+    wanted |= {"jitter": jitter, "schedule_s": None if schedule is None else _delays(schedule)}
+    policy = RetryPolicy.from_mapping({field: value for field, value in wanted.items() if value is not None})
+    secret = None
+    if secret_stdin and not (secret := sys.stdin.readline().strip()):
+        raise InvalidInput("--secret-stdin: stdin was empty; write `whsec_` and base64 of 24 to 64 bytes to it")
+    with open_access() as access:
+        keys = access.secret_keys()
+        made = access.transact(
+            lambda connection: create_endpoint(
+                connection,
+                keys,
+                tenant_id=tenant,
+                url=url,
+                actor=operator(),
+                name=name,
+                event_types=tuple(event_type or ("*",)),
+                scheme=scheme,
+                policy=policy,
+                secret=secret,
+            )
+        )
+        allowed = access.settings.allowed_networks
+    if secret is not None:
+        made.pop("secret")  # whoever wrote it knows it
+    give(made, as_json=as_json)
+    if secret is None:
+        say("the secret is shown this once: give it to the receiver now")
+    if warning := _why_not_callable(made["url"], allowed):
+        say(f"warning: {warning}")
+
+
+@app.command("list")
+def list_all(tenant: Tenant = "default", limit: Limit = 100, as_json: Json = False) -> None:
+    """List a tenant's endpoints, oldest first."""
+    from app.reads import list_endpoints
+
+    with open_access() as access:
+        rows = access.transact(lambda connection: list_endpoints(connection, tenant_id=tenant, limit=limit))
+    columns = ("id", "name", "url", "event_types", "status", "scheme")
+    give(rows, as_json=as_json, columns=columns, none=f"tenant {tenant!r} has no endpoint yet")
+
+
+@app.command("show")
+def show(endpoint_id: EndpointId, tenant: Tenant = "default", as_json: Json = False) -> None:
+    """Show an endpoint, without its secrets, and how its deliveries stand."""
+    from app.reads import show_endpoint
+
+    with open_access() as access:
+        found = access.transact(lambda connection: show_endpoint(connection, tenant_id=tenant, endpoint_id=endpoint_id))
+    give(found, as_json=as_json)
+
+
+@app.command("pause")
+def pause(endpoint_id: EndpointId, reason: Reason = None, tenant: Tenant = "default", as_json: Json = False) -> None:
+    """Hold an endpoint's deliveries back; they wait without using up attempts."""
+    from app.endpoints import pause_endpoint
+
+    with open_access() as access:
+        access.transact(
+            lambda connection: pause_endpoint(
+                connection, tenant_id=tenant, endpoint_id=endpoint_id, actor=operator(), reason=reason
+            )
+        )
+    give({"id": endpoint_id, "status": "paused"}, as_json=as_json)
+
+
+@app.command("resume")
+def resume(endpoint_id: EndpointId, reason: Reason = None, tenant: Tenant = "default", as_json: Json = False) -> None:
+    """Call a paused or disabled endpoint again; what waited for it is due at once."""
+    from app.endpoints import resume_endpoint
+
+    with open_access() as access:
+        freed = access.transact(
+            lambda connection: resume_endpoint(
+                connection, tenant_id=tenant, endpoint_id=endpoint_id, actor=operator(), reason=reason
+            )
+        )
+    give({"id": endpoint_id, "status": "active", "deliveries_freed": freed}, as_json=as_json)
+
+
+def _delays(schedule: str) -> list[float]:
+    try:
+        return [float(part) for part in schedule.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"{schedule!r} is not a list of seconds such as 60,120,300", param_hint="--schedule"
+        ) from None
+
+
+def _why_not_callable(url: str, allowed: tuple[Any, ...]) -> str | None:
+    """Why this URL's literal host cannot be called; None when it can, or when only DNS can tell."""
+    from ipaddress import ip_address
+    from urllib.parse import urlsplit
+
+    from app.addresses import AddressGuard
+
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    literal = "127.0.0.1" if host == "localhost" or host.endswith(".localhost") else host
+    try:
+        address = ip_address(literal)
+    except ValueError:
+        return None
+    verdict = AddressGuard(allowed).verdict(address)
+    if verdict is None:
+        return None
+    network = "127.0.0.0/8" if literal == "127.0.0.1" else f"{address}/{address.max_prefixlen}"
+    return (
+        f"{host} is not public ({verdict}), so every delivery to it will fail; "
+        f"set HOMING_ALLOW_NETWORKS={network} for the workers if you mean it"
+    )
