@@ -78,6 +78,10 @@ class Settings(BaseSettings):
     slow_poll_s: Annotated[float, Field(gt=0, le=60)] = 1.0
     """How long an idle poller sleeps at most; a commit to the outbox wakes it earlier."""
 
+    # --- tests only ----------------------------------------------------------------------------------------------
+    failpoints: str | None = None
+    """Where a test kills this process (`app.failpoints`); refused on a database that is not marked for tests."""
+
     # --- seeing --------------------------------------------------------------------------------------------------
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9464
     """First loopback port tried for `/metrics` and `/healthz`; each process takes the next free one of 100. 0: any."""

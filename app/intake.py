@@ -14,6 +14,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from app import failpoints
 from app.claims import Claimed
 from app.db import is_away
 from app.delivery_headers import check_event_headers
@@ -142,7 +143,10 @@ async def take_from_outbox(
     try:
         async with engine.begin() as connection:
             rows = await _locked(connection, limit)
-            return await _take(connection, rows, payload_max_bytes, arguments)
+            intake = await _take(connection, rows, payload_max_bytes, arguments)
+            failpoints.reach("intake.before_commit")
+        failpoints.reach("intake.committed")
+        return intake
     except DBAPIError as error:
         if is_away(error):
             raise

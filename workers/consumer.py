@@ -17,6 +17,7 @@ import redis
 from dramatiq import Consumer, Message, MessageProxy
 from dramatiq.errors import ConnectionClosed
 
+from app import failpoints
 from workers import keys
 from workers.messages import MESSAGE_MAX_BYTES
 
@@ -67,7 +68,9 @@ class HomingConsumer(Consumer):
 
     def ack(self, message: MessageProxy) -> None:
         """Forget a message whose work is done, or that had none to do."""
+        failpoints.reach("ack.before")
         self._settle("forget", [message])
+        failpoints.reach("ack.done")
 
     def nack(self, message: MessageProxy) -> None:
         """Forget a message that could not be processed: its rows are leased, and the poller publishes them again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import structlog
 
+from app import failpoints
 from app.dead_letters import file_if_failed
 from app.replays import carry_out_if_requested
 from workers.messages import MessageRefused, parse_tickets
@@ -25,6 +26,8 @@ async def dead_letter(runtime: Runtime, ids: object, generations: object) -> Non
         return
     async with runtime.engine.begin() as connection:
         filed = await file_if_failed(connection, tickets)
+        failpoints.reach("file.before_commit")
+    failpoints.reach("file.committed")
     runtime.metrics.dead_letters.inc(filed)
     runtime.metrics.stale.labels("ticket").inc(len(tickets) - filed)
     log.info("dead_letters.filed", filed=filed)
@@ -40,6 +43,8 @@ async def replay(runtime: Runtime, ids: object, generations: object) -> None:
     for replay_id, generation in tickets:
         async with runtime.engine.begin() as connection:
             replayed = await carry_out_if_requested(connection, replay_id, generation)
+            failpoints.reach("replay.before_commit")
+        failpoints.reach("replay.committed")
         if replayed is None:
             runtime.metrics.stale.labels("ticket").inc()
         else:

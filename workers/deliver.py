@@ -12,6 +12,7 @@ from time import monotonic
 
 import structlog
 
+from app import failpoints
 from app.attempts import Started, Ticket, park_if_endpoint_not_active, start_if_published
 from app.delivery_headers import build_headers
 from app.endpoints import LoadedEndpoint
@@ -44,6 +45,7 @@ async def deliver(runtime: Runtime, ids: object, generations: object) -> None:
         runtime.metrics.messages_rejected.labels("forged").inc()
         log.warning("message.refused", why=str(refusal))
         return
+    failpoints.reach("deliver.received")
     began = monotonic()
     started, endpoints = await _start(runtime, tickets)
     tasks = [asyncio.create_task(_attempt(runtime, s, endpoints.get(s.endpoint_id), began)) for s in started]
@@ -63,6 +65,8 @@ async def _start(runtime: Runtime, tickets: list[Ticket]) -> tuple[list[Started]
             parked = await park_if_endpoint_not_active(connection, refused)
             runtime.metrics.parked.inc(parked)
             runtime.metrics.stale.labels("ticket").inc(len(refused) - parked)
+        failpoints.reach("start.before_commit")
+    failpoints.reach("start.committed")
     return started, endpoints  # type: ignore[return-value]
 
 
@@ -98,7 +102,10 @@ async def _post(runtime: Runtime, started: Started, endpoint: LoadedEndpoint, be
         attempt=started.attempt,
     )
     with runtime.metrics.in_flight.track_inprogress():
-        return await runtime.transport.post(endpoint.url, headers, body)
+        failpoints.reach("post.before")
+        result = await runtime.transport.post(endpoint.url, headers, body)
+        failpoints.reach("post.answered")
+    return result
 
 
 def _observe(runtime: Runtime, started: Started, endpoint: LoadedEndpoint | None, result: AttemptResult) -> None:

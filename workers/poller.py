@@ -17,6 +17,7 @@ import structlog
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from app import failpoints
 from app.claims import Claimed, claim_due, release_all_published_not_started, release_if_claimed
 from app.config import Settings
 from app.db import make_engine
@@ -177,6 +178,8 @@ class Poller:
                 lease_s=self._settings.lease_s,
                 quarantine_after=self._settings.quarantine_after,
             )
+            failpoints.reach("claim.before_commit")
+        failpoints.reach("claim.committed")
         if expired:
             self.metrics.expired_leases.inc(expired)
             log.warning("leases.expired", attempts=expired)
@@ -207,6 +210,7 @@ class Poller:
         try:
             for queue, count in (await self._publisher.publish(claimed, waiting=waiting)).items():
                 self.metrics.published.labels(queue).inc(count)
+            failpoints.reach("publish.done")
         except RedisError:
             self.metrics.publish_failures.inc(len(claimed))
             async with self._engine.begin() as connection:
@@ -263,6 +267,7 @@ class Poller:
 def run_poller(settings: Settings, database_url: str, redis_url: str) -> None:
     """Poll until SIGTERM or SIGINT."""
     configure_logging(settings.log_level, process="poller")
+    failpoints.arm(settings.failpoints, database_url)
 
     async def run() -> None:
         poller = Poller(settings, database_url, redis_url)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app import failpoints
 from app.attempts import Settled, record_if_delivering
 from app.db import is_away
 from workers.metrics import WorkerMetrics
@@ -106,7 +107,10 @@ class Recorder:
 
     async def _write(self, settled: list[Settled]) -> set[tuple[object, int]]:
         async with self._engine.begin() as connection:
-            return set(await record_if_delivering(connection, settled, worker=self._worker))
+            written: set[tuple[object, int]] = set(await record_if_delivering(connection, settled, worker=self._worker))
+            failpoints.reach("record.before_commit")
+        failpoints.reach("record.committed")
+        return written
 
     async def _flush_one_by_one(self, batch: list[_Waiting], error: Exception) -> None:
         """The database refused the batch because of something in it: the others must not suffer for that one."""

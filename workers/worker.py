@@ -15,6 +15,7 @@ import dramatiq
 import structlog
 from dramatiq.middleware import AsyncIO
 
+from app import failpoints
 from app.config import Settings
 from app.logs import configure_logging
 from app.sealing import SecretKeys
@@ -65,6 +66,7 @@ def _declare(broker: HomingBroker, runtime: Runtime, work: Work, queue: str) -> 
 def run_worker(settings: Settings, database_url: str, redis_url: str, keys: SecretKeys) -> None:
     """Work until SIGTERM or SIGINT, then finish what is under way (a deadline at most) and put the rest back."""
     configure_logging(settings.log_level, process="worker")
+    failpoints.arm(settings.failpoints, database_url)
     logging.getLogger("dramatiq").setLevel(logging.ERROR)
     stop = threading.Event()
 
