@@ -2,11 +2,13 @@
 
 Judges the address that is about to be dialled, never the text of a URL. Everything that is not ordinary public unicast
 is refused, unless the operator opened its network. An IPv6 address that carries an IPv4 address must pass with both.
+Outside the opened networks the port must be an allowed one and the connection encrypted, unless the operator says
+otherwise. Homing's own servers are refused even inside an opened network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from errno import EACCES
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
@@ -14,11 +16,16 @@ Network = IPv4Network | IPv6Network
 Address = IPv4Address | IPv6Address
 
 
+NOT_CALLABLE = "the host is, or resolves to, an address that may not be called"
+PORT_REFUSED = "the port is not one of HOMING_ALLOW_PORTS"
+PLAIN_HTTP_REFUSED = "plain http to a public host is refused: use https, or set HOMING_ALLOW_HTTP=true"
+
+
 class BlockedAddressError(PermissionError):
     """An address may not be called. Never carries the address: what a name resolves to inside is not shown."""
 
-    def __init__(self) -> None:
-        super().__init__(EACCES, "the host is, or resolves to, an address that may not be called")
+    def __init__(self, message: str = NOT_CALLABLE) -> None:
+        super().__init__(EACCES, message)
 
 
 # IANA "IPv4 Special-Purpose Address Registry" and "IPv4 Multicast Address Space Registry".
@@ -75,11 +82,51 @@ _NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")
 _ISATAP = (0x00005EFE, 0x02005EFE)
 
 
-class AddressGuard:
-    """Decides which addresses may be dialled; `allowed` networks are open although they are not public."""
+# Ports 1 to 1023 belong to other protocols' servers, except the two of the web.
+PORTS = (range(80, 81), range(443, 444), range(1024, 65536))
 
-    def __init__(self, allowed: Iterable[Network] = ()) -> None:
+
+class AddressGuard:
+    """Decides which addresses may be dialled.
+
+    Args:
+        allowed: networks that are open although they are not public; any port and plain http too.
+        ports: what may be dialled elsewhere.
+        plain_http: whether connections elsewhere may be unencrypted.
+        own: addresses and ports of Homing's own servers, closed even inside an allowed network. One on a loopback
+            address closes its port on all of them.
+    """
+
+    def __init__(
+        self,
+        allowed: Iterable[Network] = (),
+        *,
+        ports: Collection[range] = PORTS,
+        plain_http: bool = False,
+        own: Iterable[tuple[str, int]] = (),
+    ) -> None:
         self._allowed = tuple(allowed)
+        self._ports = ports
+        self._plain_http = plain_http
+        self._own = frozenset((_place(ip_address(ip)), port) for ip, port in own)
+
+    def check(self, ip: str, port: int, *, encrypted: bool) -> None:
+        """Return when this may be dialled.
+
+        Raises:
+            BlockedAddressError: it may not.
+        """
+        if self.verdict(ip) is not None:
+            raise BlockedAddressError
+        address = ip_address(ip)
+        if self._own and (_place(address), port) in self._own:
+            raise BlockedAddressError
+        if all(self._is_allowed(candidate) for candidate in _candidates(address)):
+            return
+        if not any(port in ports for ports in self._ports):
+            raise BlockedAddressError(PORT_REFUSED)
+        if not encrypted and not self._plain_http:
+            raise BlockedAddressError(PLAIN_HTTP_REFUSED)
 
     def verdict(self, ip: str | Address) -> str | None:
         """None when the address may be dialled, else the reason, for operators only.
@@ -90,20 +137,10 @@ class AddressGuard:
             address = ip_address(ip) if isinstance(ip, str) else ip
         except ValueError:
             return "not an IP address"
-        if isinstance(address, IPv4Address):
-            return self._refusal(address)
-        address = IPv6Address(int(address))  # without its zone
-        if address.ipv4_mapped is not None:
-            # The kernel dials IPv4 for these (RFC 4038 section 4.2), so only the IPv4 address counts.
-            return self._refusal(address.ipv4_mapped)
-        candidates: list[Address] = [address, *embedded_ipv4(address)]
-        for candidate in candidates:
-            if (reason := self._refusal(candidate)) is not None:
-                return reason
-        return None
+        return next((reason for candidate in _candidates(address) if (reason := self._refusal(candidate))), None)
 
     def _refusal(self, address: Address) -> str | None:
-        if any(address.version == network.version and address in network for network in self._allowed):
+        if self._is_allowed(address):
             return None
         if isinstance(address, IPv4Address):
             return next((reason for network, reason in _IPV4_DENIED if address in network), None)
@@ -111,6 +148,26 @@ class AddressGuard:
             if address in network:
                 return reason
         return None if address in _IPV6_GLOBAL else "not global unicast (IANA IPv6 address space)"
+
+    def _is_allowed(self, address: Address) -> bool:
+        return any(address.version == network.version and address in network for network in self._allowed)
+
+
+def _candidates(address: Address) -> list[Address]:
+    """All addresses that must pass for this one to pass."""
+    if isinstance(address, IPv4Address):
+        return [address]
+    address = IPv6Address(int(address))  # without its zone
+    if address.ipv4_mapped is not None:
+        # The kernel dials IPv4 for these (RFC 4038 section 4.2), so only the IPv4 address counts.
+        return [address.ipv4_mapped]
+    return [address, *embedded_ipv4(address)]
+
+
+def _place(address: Address) -> str:
+    """Where a connection to the address ends: all loopback and unspecified addresses are the same place."""
+    plain = _candidates(address)[0]
+    return "loopback" if plain.is_loopback or plain.is_unspecified else str(plain)
 
 
 def embedded_ipv4(address: IPv6Address) -> list[IPv4Address]:

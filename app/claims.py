@@ -65,7 +65,7 @@ _CLAIM_DUE_SKIPPING_LOCKED = text(
         INSERT INTO delivery_attempts
             (delivery_id, generation, tenant_id, number, started_at, outcome, failure_class, retryable, error, retry_at,
              worker)
-        SELECT id, generation, tenant_id, attempts, last_attempt_at, 'unknown', class, next_state <> 'failed',
+        SELECT id, generation, tenant_id, attempts, last_attempt_at, 'unknown', class, true,
                'no result was recorded before the lease ended',
                CASE WHEN next_state <> 'failed' THEN now() END, lease_owner
         FROM judged WHERE expired

@@ -59,6 +59,10 @@ class Settings(BaseSettings):
     """An outbox row whose payload is longer is set aside with that reason."""
     allow_networks: Annotated[tuple[str, ...], NoDecode] = ()
     """Networks (CIDR, comma-separated) that may be called although they are not public, such as `127.0.0.0/8`."""
+    allow_http: bool = False
+    """Whether plain http may be used to public addresses. In `allow_networks` it always may."""
+    allow_ports: str = "80,443,1024-65535"
+    """Ports and ranges of ports that may be called at public addresses. In `allow_networks` all may."""
 
     # --- worker --------------------------------------------------------------------------------------------------
     worker_threads: Annotated[int, Field(ge=1, le=256)] = 16
@@ -100,6 +104,13 @@ class Settings(BaseSettings):
             ip_network(text)
         return value
 
+    @field_validator("allow_ports")
+    @classmethod
+    def _are_ports(cls, value: str) -> str:
+        if not all(ports.start >= 1 and len(ports) and ports.stop <= 65536 for ports in _ports(value)):
+            raise ValueError("must be ports from 1 to 65535 and ranges of them, such as 443,8000-8999")
+        return value
+
     @field_validator("log_level")
     @classmethod
     def _is_level(cls, value: str) -> str:
@@ -127,6 +138,17 @@ class Settings(BaseSettings):
     def allowed_networks(self) -> tuple[Network, ...]:
         """`allow_networks`, parsed."""
         return tuple(ip_network(text) for text in self.allow_networks)
+
+    @cached_property
+    def allowed_ports(self) -> tuple[range, ...]:
+        """`allow_ports`, parsed."""
+        return _ports(self.allow_ports)
+
+
+def _ports(text: str) -> tuple[range, ...]:
+    """Ranges of ports, from `443,8000-8999`; ValueError for what is neither."""
+    pairs = [part.partition("-") for part in text.split(",")]
+    return tuple(range(int(first), int(last if dash else first) + 1) for first, dash, last in pairs)
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -10,15 +10,17 @@ import asyncio
 import functools
 import socket
 import ssl
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import TCPConnector
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 
-from app.addresses import AddressGuard, BlockedAddressError
+from app.addresses import AddressGuard
 
 _RESOLVER_THREADS = 32
 """Names looked up at once. Threads of our own: slow names must not use up the loop's few shared ones."""
@@ -30,12 +32,22 @@ _INTERIM_MAX = 16
 
 _AddrInfo = tuple[int, int, int, str, Any]
 
+GetAddrInfo = Callable[..., list[Any]]
+"""Looks a name up: called, answers and raises as `socket.getaddrinfo` does, from a thread of its own."""
+
+Judge = Callable[[str, int], None]
+"""Takes an IP address and a port; raises `BlockedAddressError` when it may not be dialled."""
+
+_DEFAULT_PORTS = {"redis": 6379, "rediss": 6379}
+_POSTGRES_PORT = 5432
+
 
 class JudgingResolver(AbstractResolver):
-    """Resolves a name with the system's resolver; one address that may not be called refuses the whole answer."""
+    """Resolves a name; one address that may not be called refuses the whole answer."""
 
-    def __init__(self, guard: AddressGuard) -> None:
-        self._guard = guard
+    def __init__(self, judge: Judge, getaddrinfo: GetAddrInfo | None = None) -> None:
+        self._judge = judge
+        self._getaddrinfo = getaddrinfo
         self._threads = ThreadPoolExecutor(_RESOLVER_THREADS, thread_name_prefix="resolver")
 
     async def resolve(
@@ -47,14 +59,14 @@ class JudgingResolver(AbstractResolver):
             BlockedAddressError: an address of the answer may not be called.
             OSError: the lookup failed.
         """
+        getaddrinfo = self._getaddrinfo or socket.getaddrinfo
         lookup = functools.partial(
-            socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG
+            getaddrinfo, host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG
         )
         found = await asyncio.get_running_loop().run_in_executor(self._threads, lookup)
         results: list[ResolveResult] = []
         for address_family, _, proto, _, address in found:
-            if self._guard.verdict(str(address[0])) is not None:
-                raise BlockedAddressError
+            self._judge(str(address[0]), port)
             results.append(
                 ResolveResult(
                     hostname=host,
@@ -124,16 +136,26 @@ class OneAnswerHandler(ResponseHandler):
 
 
 class JudgingConnector(TCPConnector):
-    """A connection pool that dials judged addresses only; the transport limits connections, not the pool."""
+    """A connection pool that dials judged addresses only; the transport limits connections, not the pool.
 
-    def __init__(self, guard: AddressGuard, tls: ssl.SSLContext) -> None:
+    Args:
+        guard: says what may be dialled.
+        tls: for https.
+        encrypted: whether all requests over this pool are https; none of them otherwise.
+        getaddrinfo: looks names up; the system's when None.
+    """
+
+    def __init__(
+        self, guard: AddressGuard, tls: ssl.SSLContext, *, encrypted: bool, getaddrinfo: GetAddrInfo | None = None
+    ) -> None:
+        judge = functools.partial(guard.check, encrypted=encrypted)
         super().__init__(
             limit=0,
             ssl=tls,
-            resolver=JudgingResolver(guard),
+            resolver=JudgingResolver(judge, getaddrinfo),
             ttl_dns_cache=_DNS_CACHE_S,
             keepalive_timeout=_IDLE_S,
-            socket_factory=functools.partial(_open_socket, guard),
+            socket_factory=functools.partial(_open_socket, judge),
         )
         handler: type[ResponseHandler] = OneAnswerHandler
         self._factory = functools.partial(handler, loop=self._loop)
@@ -148,13 +170,42 @@ class JudgingConnector(TCPConnector):
         await self._resolver.close()
 
 
-def _open_socket(guard: AddressGuard, address: _AddrInfo) -> socket.socket:
+def _open_socket(judge: Judge, address: _AddrInfo) -> socket.socket:
     """A socket for the address that is about to be dialled.
 
     Raises:
         BlockedAddressError: it may not be called.
     """
     family, kind, proto, _, target = address
-    if guard.verdict(str(target[0])) is not None:
-        raise BlockedAddressError
+    judge(str(target[0]), int(target[1]))
     return socket.socket(family, kind, proto)
+
+
+async def addresses_of(urls: Iterable[str], timeout_s: float) -> set[tuple[str, int]]:
+    """IP addresses and ports of the servers that these database and Redis URLs name; what cannot be found is left out."""
+    servers = {server for url in urls for server in _servers(url)}
+    loop = asyncio.get_running_loop()
+    found: set[tuple[str, int]] = set()
+    try:
+        async with asyncio.timeout(timeout_s):
+            lookups = [loop.getaddrinfo(host, port, type=socket.SOCK_STREAM) for host, port in servers]
+            for answer in await asyncio.gather(*lookups, return_exceptions=True):
+                if not isinstance(answer, BaseException):
+                    found |= {(str(address[0]).partition("%")[0], int(address[1])) for *_, address in answer}
+    except TimeoutError:
+        pass
+    return found
+
+
+def _servers(url: str) -> list[tuple[str, int]]:
+    scheme, _, rest = url.partition("://")
+    port = _DEFAULT_PORTS.get(scheme, _POSTGRES_PORT)
+    servers = []
+    for place in urlsplit(f"//{rest}").netloc.rpartition("@")[2].split(","):  # libpq takes several
+        try:
+            parts = urlsplit(f"//{place}")
+            if parts.hostname:
+                servers.append((parts.hostname, parts.port or port))
+        except ValueError:
+            continue
+    return servers

@@ -48,8 +48,19 @@ def make_unpooled_engine(database_url: str, *, name: str) -> AsyncEngine:
     )
 
 
+#: SQLSTATEs, or their first characters, that say "not now" and not "not this": connection, shutdown and cancel, disk
+#: full, too many connections, deadlock and serialization, lock timeout, read-only after a failover, I/O.
+#: (PostgreSQL, appendix "Error Codes".) Anything else is about the statement or its data and would come again.
+_NOT_NOW = ("08", "57", "53100", "53300", "40", "55P03", "25006", "25P03", "58")
+
+
 def is_away(error: BaseException) -> bool:
-    """True when the database could not be reached, went away, or had no connection to spare: try again later."""
-    if isinstance(error, PoolTimeout | OperationalError | InterfaceError | OSError):
+    """True when the database could not be reached, went away, or had nothing to spare: the same again later may work."""
+    if isinstance(error, PoolTimeout | OSError):
         return True
-    return isinstance(error, DBAPIError) and error.connection_invalidated
+    if not isinstance(error, DBAPIError):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    if state is None:
+        return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+    return str(state).startswith(_NOT_NOW)

@@ -1,10 +1,11 @@
-"""Endpoints: made, paused and resumed by operators; loaded, with their signing keys, by workers."""
+"""Endpoints: made, paused, resumed and given new secrets by operators; loaded, with their signing keys, by workers."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -31,6 +32,14 @@ class LoadedEndpoint:
     policy: RetryPolicy
     keys: tuple[SigningKey, ...]
     """Newest first; more than one while a rotation overlaps."""
+    keys_until: datetime | None = None
+    """When the first of the keys must stop signing, by the database's clock; None: no key is to be replaced."""
+
+
+#: How long keys may overlap in a rotation, at most.
+OVERLAP_MAX = timedelta(days=7)
+#: Keys that may sign at once: each adds a signature to every request.
+SIGNING_MAX = 5
 
 
 _CREATE = text(
@@ -74,10 +83,24 @@ _AUDIT = text(
     """
 )
 
+_LOCK_ENDPOINT = text("SELECT status FROM endpoints WHERE tenant_id = :tenant_id AND id = :id FOR UPDATE")
+
+# A key that is already on its way out keeps its earlier end.
+_EXPIRE_SIGNING = text(
+    """
+    UPDATE endpoint_secrets
+    SET expires_at = least(expires_at, now() + CAST(:overlap AS interval))
+    WHERE endpoint_id = :id AND (expires_at IS NULL OR expires_at > now())
+    RETURNING key_id, expires_at
+    """
+)
+
+_BUMP_VERSION = text("UPDATE endpoints SET version = version + 1, updated_at = now() WHERE id = :id")
+
 _LOAD = text(
     """
     SELECT p.id, p.version, p.url, p.scheme, p.max_attempts, p.retry_base_s, p.retry_factor, p.retry_cap_s,
-           p.retry_jitter, p.retry_schedule_s, s.id AS secret_id, s.key_id, s.sealed
+           p.retry_jitter, p.retry_schedule_s, s.id AS secret_id, s.key_id, s.sealed, s.expires_at
     FROM endpoints p
     LEFT JOIN endpoint_secrets s ON s.endpoint_id = p.id AND (s.expires_at IS NULL OR s.expires_at > now())
     WHERE p.id = ANY(CAST(:ids AS uuid[]))
@@ -147,19 +170,62 @@ async def create_endpoint(
         row = (await connection.execute(_CREATE, fields)).one()
     except IntegrityError as error:
         raise NotFound(f"tenant {tenant_id!r} does not exist; make it first") from error
-    secret_id = (await connection.execute(text("SELECT homing_uuid7()"))).scalar_one()
-    key_id = "k" + secret_id.hex[-12:]
-    await connection.execute(
-        _ADD_SECRET,
-        {
-            "id": secret_id,
-            "endpoint_id": row.id,
-            "key_id": key_id,
-            "sealed": keys.seal(plain, secret_context(secret_id)),
-        },
-    )
+    key_id = await _add_secret(connection, keys, row.id, plain)
     await _audit(connection, tenant_id, "endpoint.created", row.id, None, {"status": "active"}, actor, None)
     return {"id": row.id} | fields | {"status": "active", "key_id": key_id, "secret": secret}
+
+
+async def rotate_secret(
+    connection: AsyncConnection,
+    keys: SecretKeys,
+    *,
+    tenant_id: str,
+    endpoint_id: UUID,
+    actor: str,
+    reason: str | None,
+    overlap: timedelta = timedelta(hours=24),
+    secret: str | None = None,
+) -> dict[str, Any]:
+    """Give an endpoint a new signing secret, in the caller's transaction, audited.
+
+    The old ones sign beside it until the overlap ends; attempts that start later are signed by the new one only.
+
+    Args:
+        overlap: 0 to 7 days.
+        secret: `whsec_` and base64 of 24 to 64 bytes; made here when absent.
+
+    Returns:
+        `id`, `key_id` and `secret` of the new key (shown this once), and `expiring`, the old keys with their ends.
+
+    Raises:
+        InvalidInput: the overlap or the secret is not acceptable.
+        NotFound: the tenant has no such endpoint.
+        Conflict: it is archived, or five keys would sign already.
+    """
+    if not timedelta() <= overlap <= OVERLAP_MAX:
+        raise InvalidInput(f"overlap: give 0 to {OVERLAP_MAX.days} days")
+    secret = secret or new_secret()
+    plain = parse_secret(secret)
+    status = (
+        await connection.execute(_LOCK_ENDPOINT, {"tenant_id": tenant_id, "id": endpoint_id})
+    ).scalar_one_or_none()
+    if status is None:
+        raise NotFound(f"tenant {tenant_id!r} has no endpoint {endpoint_id}")
+    if status == "archived":
+        raise Conflict(f"endpoint {endpoint_id} is archived and is not called any more")
+    old = await connection.execute(_EXPIRE_SIGNING, {"id": endpoint_id, "overlap": overlap})
+    expiring = sorted(({"key_id": r.key_id, "expires_at": r.expires_at} for r in old), key=lambda r: r["expires_at"])
+    if overlap and len(expiring) >= SIGNING_MAX:
+        raise Conflict(
+            f"endpoint {endpoint_id} has {len(expiring)} keys that sign, and may have {SIGNING_MAX}: "
+            f"wait until {expiring[0]['expires_at']:%Y-%m-%d %H:%M:%SZ}, or end them all now with an overlap of 0"
+        )
+    key_id = await _add_secret(connection, keys, endpoint_id, plain)
+    await connection.execute(_BUMP_VERSION, {"id": endpoint_id})
+    before = {"key_ids": [row["key_id"] for row in expiring]}
+    after = {"key_id": key_id, "overlap_s": overlap.total_seconds()}
+    await _audit(connection, tenant_id, "endpoint.secret_rotated", endpoint_id, before, after, actor, reason)
+    return {"id": endpoint_id, "key_id": key_id, "secret": secret, "expiring": expiring}
 
 
 async def pause_endpoint(
@@ -199,8 +265,10 @@ async def load_endpoints(
     loaded: dict[UUID, LoadedEndpoint] = {}
     for r in await connection.execute(_LOAD, {"ids": list(ids)}):
         key: tuple[SigningKey, ...] = () if r.sealed is None else (_open(keys, r.secret_id, r.key_id, bytes(r.sealed)),)
+        until: datetime | None = r.expires_at
         if (known := loaded.get(r.id)) is not None:
             key = known.keys + key
+            until = min(filter(None, (known.keys_until, until)), default=None)
         loaded[r.id] = LoadedEndpoint(
             id=r.id,
             version=r.version,
@@ -215,8 +283,19 @@ async def load_endpoints(
                 schedule_s=None if r.retry_schedule_s is None else tuple(r.retry_schedule_s),
             ),
             keys=key,
+            keys_until=until,
         )
     return loaded
+
+
+async def _add_secret(connection: AsyncConnection, keys: SecretKeys, endpoint_id: UUID, plain: bytes) -> str:
+    secret_id: UUID = (await connection.execute(text("SELECT homing_uuid7()"))).scalar_one()
+    key_id = "k" + secret_id.hex[-12:]
+    sealed = keys.seal(plain, secret_context(secret_id))
+    await connection.execute(
+        _ADD_SECRET, {"id": secret_id, "endpoint_id": endpoint_id, "key_id": key_id, "sealed": sealed}
+    )
+    return key_id
 
 
 def _open(keys: SecretKeys, secret_id: UUID, key_id: str, sealed: bytes) -> SigningKey:

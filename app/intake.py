@@ -6,6 +6,7 @@ A row that cannot be taken is moved to `outbox_rejected` with its reason and nev
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -21,14 +22,25 @@ from app.delivery_headers import check_event_headers
 from app.errors import InvalidInput
 from app.subscription import EVENT_TYPE, covering_patterns
 
-_LOCK_WAITING_ROWS = text(
+#: Longest headers column that is looked at, in bytes; `app.delivery_headers` allows half of it.
+HEADERS_MAX_BYTES = 8192
+
+_LOCK_WAITING_ROWS = text("SELECT id FROM outbox_events ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED")
+
+# What is judged, never more of it than is needed: producers write these columns, and a row may hold anything. A small jsonb
+# can be large as text, so what is stored is measured first.
+_MEASURE = text(
     """
-    SELECT o.id, o.tenant_id, o.event_type, o.request_id, o.idempotency_key, o.run_id, o.ordering_key, o.headers,
-           octet_length(o.payload::text) AS payload_bytes, t.id IS NOT NULL AS tenant_known
+    SELECT o.id, left(o.tenant_id, 100) AS tenant_id, left(o.event_type, 300) AS event_type,
+           char_length(o.request_id) AS request_id, char_length(o.idempotency_key) AS idempotency_key,
+           char_length(o.run_id) AS run_id, char_length(o.ordering_key) AS ordering_key,
+           o.headers IS NOT NULL AS has_headers,
+           CASE WHEN pg_column_size(o.headers) <= :headers_max THEN left(o.headers::text, :headers_max) END AS headers,
+           CASE WHEN pg_column_size(o.payload) <= 16 * :payload_max THEN octet_length(o.payload::text) END
+               AS payload_bytes,
+           t.id IS NOT NULL AS tenant_known
     FROM outbox_events o LEFT JOIN tenants t ON t.id = o.tenant_id
-    ORDER BY o.id
-    LIMIT :limit
-    FOR UPDATE OF o SKIP LOCKED
+    WHERE o.id = ANY(CAST(:ids AS uuid[]))
     """
 )
 
@@ -66,8 +78,8 @@ _TAKE_AND_FAN_OUT = text(
             (id, tenant_id, event_type, body, request_id, idempotency_key, traceparent, run_id, ordering_key, headers,
              created_at, duplicate_of)
         SELECT t.id, t.tenant_id, t.event_type, t.payload::text, coalesce(t.request_id, 'req_' || t.id),
-               t.idempotency_key, t.traceparent, t.run_id, t.ordering_key, t.headers, t.created_at,
-               nullif(k.event_id, t.id)
+               t.idempotency_key, left(t.traceparent, 256), t.run_id, t.ordering_key, t.headers,
+               least(greatest(t.created_at, '2000-01-01'), clock_timestamp()), nullif(k.event_id, t.id)
         FROM taken t
         LEFT JOIN event_keys k ON k.tenant_id = t.tenant_id AND k.idempotency_key = t.idempotency_key
         RETURNING id, tenant_id, event_type, duplicate_of
@@ -111,20 +123,28 @@ class Intake:
 def why_refused(row: Row[Any], payload_max_bytes: int) -> str | None:
     """The reason why an outbox row cannot be taken, naming the column and the remedy; None when it can."""
     if not row.tenant_known:
-        return f"tenant_id {row.tenant_id[:64]!r} is unknown: make the tenant, then resubmit"
+        return f"tenant_id {row.tenant_id!r} is unknown: make the tenant, then resubmit"
     if not EVENT_TYPE.fullmatch(row.event_type):
         return "event_type must be 1 to 256 visible ASCII characters without '*'"
-    if row.payload_bytes > payload_max_bytes:
-        return f"payload has {row.payload_bytes} bytes, more than HOMING_PAYLOAD_MAX_BYTES={payload_max_bytes} allows"
+    if row.payload_bytes is None or row.payload_bytes > payload_max_bytes:
+        return f"payload has {row.payload_bytes or 'too many'} bytes, more than HOMING_PAYLOAD_MAX_BYTES={payload_max_bytes} allows"
     for name in ("request_id", "idempotency_key", "run_id", "ordering_key"):
-        value = getattr(row, name)
-        if value is not None and not 0 < len(value) <= 256:
+        length = getattr(row, name)
+        if length is not None and not 0 < length <= 256:
             return f"{name} must have 1 to 256 characters"
-    if row.headers is not None:
-        try:
-            check_event_headers(row.headers)
-        except InvalidInput as error:
-            return f"headers: {error}"
+    return _why_headers_refused(row.headers) if row.has_headers else None
+
+
+def _why_headers_refused(headers: str | None) -> str | None:
+    """The same for the headers column, as text; None as text means that it is too long to look at."""
+    if headers is None:
+        return f"headers: more than {HEADERS_MAX_BYTES} bytes"
+    try:
+        check_event_headers(json.loads(headers))
+    except InvalidInput as error:
+        return f"headers: {error}"
+    except (ValueError, RecursionError):
+        return "headers: must be one flat object of names and string values"
     return None
 
 
@@ -142,8 +162,8 @@ async def take_from_outbox(
     arguments = {"capacity": capacity, "owner": owner, "lease_s": lease_s}
     try:
         async with engine.begin() as connection:
-            rows = await _locked(connection, limit)
-            intake = await _take(connection, rows, payload_max_bytes, arguments)
+            ids = await _locked(connection, limit)
+            intake = await _take(connection, ids, payload_max_bytes, arguments)
             failpoints.reach("intake.before_commit")
         failpoints.reach("intake.committed")
         return intake
@@ -167,9 +187,9 @@ async def _take_one(engine: AsyncEngine, payload_max_bytes: int, arguments: dict
     row_id: UUID | None = None
     try:
         async with engine.begin() as connection:
-            rows = await _locked(connection, 1)
-            row_id = rows[0].id if rows else None
-            return await _take(connection, rows, payload_max_bytes, arguments)
+            ids = await _locked(connection, 1)
+            row_id = ids[0] if ids else None
+            return await _take(connection, ids, payload_max_bytes, arguments)
     except DBAPIError as error:
         if is_away(error) or row_id is None:
             raise
@@ -179,15 +199,17 @@ async def _take_one(engine: AsyncEngine, payload_max_bytes: int, arguments: dict
         return Intake(rejected=1)
 
 
-async def _locked(connection: AsyncConnection, limit: int) -> list[Row[Any]]:
-    return list((await connection.execute(_LOCK_WAITING_ROWS, {"limit": limit})).all())
+async def _locked(connection: AsyncConnection, limit: int) -> list[UUID]:
+    return list((await connection.execute(_LOCK_WAITING_ROWS, {"limit": limit})).scalars())
 
 
 async def _take(
-    connection: AsyncConnection, rows: list[Row[Any]], payload_max_bytes: int, arguments: dict[str, Any]
+    connection: AsyncConnection, ids: list[UUID], payload_max_bytes: int, arguments: dict[str, Any]
 ) -> Intake:
-    if not rows:
+    if not ids:
         return Intake()
+    limits = {"payload_max": payload_max_bytes, "headers_max": HEADERS_MAX_BYTES}
+    rows = (await connection.execute(_MEASURE, {"ids": ids} | limits)).all()
     refused = {row.id: reason for row in rows if (reason := why_refused(row, payload_max_bytes))}
     if refused:
         await connection.execute(_SET_ASIDE, {"ids": list(refused), "reasons": list(refused.values())})

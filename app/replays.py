@@ -14,6 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.errors import Conflict, IdempotencyConflict, InvalidInput, NotFound
 from app.states import REPLAYABLE
 
+#: Longest request id, reason and idempotency key, in characters.
+TEXT_MAX = 1000
+
 _CANDIDATES = text(
     """
     SELECT d.id, d.state, d.endpoint_id, d.attempts, d.last_class, d.last_status,
@@ -25,16 +28,23 @@ _CANDIDATES = text(
     """
 )
 
-_WRITE_DOWN_UNLESS_KEY_USED = text(
+_WRITE_DOWN = text(
     """
-    INSERT INTO replays (tenant_id, request_id, reason, actor, idempotency_key, body_digest)
-    VALUES (:tenant_id, :request_id, :reason, :actor, :idempotency_key, :body_digest)
-    ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
+    INSERT INTO replays (tenant_id, request_id, reason, actor, idempotency_key, body_digest, skipped)
+    VALUES (:tenant_id, :request_id, :reason, :actor, :idempotency_key, :body_digest, CAST(:skipped AS jsonb))
     RETURNING id
     """
 )
 
-_BY_KEY = text("SELECT id, body_digest FROM replays WHERE tenant_id = :tenant_id AND idempotency_key = :key")
+# Requests with the same key follow each other: the second one reads what the first has committed.
+_ONE_AT_A_TIME = text("SELECT pg_advisory_xact_lock(hashtextextended(:tenant_id || ' ' || :key, 1752132968))")
+
+_BY_KEY = text(
+    """
+    SELECT id, request_id, body_digest, skipped FROM replays
+    WHERE tenant_id = :tenant_id AND idempotency_key = :key
+    """
+)
 
 # A replay that was carried out and whose outcome is open gives way to the new one; one still requested does not.
 _CLOSE_ITEMS_OF_FAILED = text(
@@ -71,6 +81,16 @@ _LOCK_IF_REQUESTED = text(
     SELECT id, tenant_id, request_id, reason, actor FROM replays
     WHERE id = :id AND generation = :generation AND state = 'requested'
     FOR UPDATE
+    """
+)
+
+# A statement of its own: the next one's snapshot then sees what these rows, and their letters, became while it waited.
+_LOCK_DELIVERIES = text(
+    """
+    SELECT d.id FROM deliveries d
+    WHERE d.id IN (SELECT delivery_id FROM replay_items WHERE replay_id = :id AND state = 'requested')
+    ORDER BY d.id
+    FOR UPDATE OF d
     """
 )
 
@@ -150,13 +170,16 @@ async def request_replay(
     and counted in `skipped`.
 
     Raises:
-        InvalidInput: no reason was given.
+        InvalidInput: no reason was given, or a text is empty or too long.
         NotFound: the tenant has no delivery with this request id.
         Conflict: none of them is failed or dead-lettered, or all that are have a replay waiting.
         IdempotencyConflict: the key was used for another request id or reason.
     """
     if not reason.strip():
-        raise InvalidInput("a replay needs a reason: say why in --reason")
+        raise InvalidInput("reason: a replay needs one; say why it is sent again")
+    for name, value in (("request_id", request_id), ("reason", reason), ("idempotency_key", idempotency_key)):
+        if value is not None and (not value or len(value) > TEXT_MAX or "\0" in value):
+            raise InvalidInput(f"{name}: must have 1 to {TEXT_MAX} characters, none of them NUL")
     digest = hashlib.sha256(json.dumps([request_id, reason], separators=(",", ":")).encode()).digest()
     if idempotency_key is not None and (answer := await _repeated(connection, tenant_id, idempotency_key, digest)):
         return answer
@@ -183,7 +206,7 @@ async def request_replay(
         return ReplayAnswer(None, request_id, listed, skipped)
     replay_id = (
         await connection.execute(
-            _WRITE_DOWN_UNLESS_KEY_USED,
+            _WRITE_DOWN,
             {
                 "tenant_id": tenant_id,
                 "request_id": request_id,
@@ -191,14 +214,10 @@ async def request_replay(
                 "actor": actor,
                 "idempotency_key": idempotency_key,
                 "body_digest": digest,
+                "skipped": json.dumps(skipped),
             },
         )
-    ).scalar_one_or_none()
-    if replay_id is None:
-        assert idempotency_key is not None
-        answer = await _repeated(connection, tenant_id, idempotency_key, digest)
-        assert answer is not None
-        return answer
+    ).scalar_one()
     ids = [r.id for r in wanted]
     await connection.execute(_CLOSE_ITEMS_OF_FAILED, {"ids": ids})
     added = {
@@ -211,6 +230,7 @@ async def request_replay(
 
 
 async def _repeated(connection: AsyncConnection, tenant_id: str, key: str, digest: bytes) -> ReplayAnswer | None:
+    await connection.execute(_ONE_AT_A_TIME, {"tenant_id": tenant_id, "key": key})
     row = (await connection.execute(_BY_KEY, {"tenant_id": tenant_id, "key": key})).one_or_none()
     if row is None:
         return None
@@ -221,19 +241,15 @@ async def _repeated(connection: AsyncConnection, tenant_id: str, key: str, diges
     items = await connection.execute(
         text(
             """
-            SELECT i.delivery_id, d.endpoint_id, coalesce(i.previous_state, d.state) AS previous_state, d.last_class,
-                   r.request_id
-            FROM replay_items i JOIN deliveries d ON d.id = i.delivery_id JOIN replays r ON r.id = i.replay_id
+            SELECT i.delivery_id, d.endpoint_id, coalesce(i.previous_state, d.state) AS previous_state, d.last_class
+            FROM replay_items i JOIN deliveries d ON d.id = i.delivery_id
             WHERE i.replay_id = :id ORDER BY i.delivery_id
             """
         ),
         {"id": row.id},
     )
     listed = [dict(i._mapping) for i in items]
-    request_id = listed[0]["request_id"] if listed else ""
-    for item in listed:
-        item.pop("request_id")
-    return ReplayAnswer(row.id, request_id, listed, {}, repeated=True)
+    return ReplayAnswer(row.id, row.request_id, listed, row.skipped, repeated=True)
 
 
 async def claim_requested(connection: AsyncConnection, *, limit: int, lease_s: float) -> list[tuple[UUID, int]]:
@@ -252,6 +268,7 @@ async def carry_out_if_requested(connection: AsyncConnection, replay_id: UUID, g
     replay = (await connection.execute(_LOCK_IF_REQUESTED, arguments)).one_or_none()
     if replay is None:
         return None
+    await connection.execute(_LOCK_DELIVERIES, {"id": replay_id})
     done = (
         await connection.execute(
             _REPLAY_IF_FAILED_OR_DEAD_LETTERED,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import io
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -23,15 +23,17 @@ from weakref import WeakValueDictionary
 import aiohttp
 from yarl import URL
 
-from app.addresses import AddressGuard
+from app.addresses import NOT_CALLABLE, AddressGuard, BlockedAddressError
 from app.backoff import parse_retry_after
 from app.config import Settings
-from app.connector import JudgingConnector
+from app.connector import GetAddrInfo, JudgingConnector, addresses_of
 from app.outcome import AttemptResult, FailureClass, Outcome, classify_exception, classify_status
 from app.redaction import redact, redact_addresses
 
 ERROR_MAX = 500
 """Characters of an error summary, at most."""
+METRICS_PORTS = 100
+"""How many loopback ports a process tries for its metrics, from the first on."""
 _BIG_BODY_BYTES = 1 << 20
 """aiohttp warns about longer bodies given as bytes."""
 
@@ -46,7 +48,7 @@ _SUMMARY = {
     FailureClass.PROTOCOL: "the answer was not valid HTTP",
     FailureClass.CLOSED_EARLY: "connection closed before a response arrived",
     FailureClass.TLS: "TLS failed",
-    FailureClass.BLOCKED_ADDRESS: "the host is, or resolves to, an address that may not be called",
+    FailureClass.BLOCKED_ADDRESS: NOT_CALLABLE,
     FailureClass.INVALID_URL: "the endpoint's URL is not valid",
     FailureClass.OWN_FAULT: "not sent: out of sockets or connections here",
     FailureClass.UNKNOWN: "unexpected failure",
@@ -65,9 +67,16 @@ class Transport:
     Each scheme, host and port has at most `connections_per_endpoint` requests under way. Waiting for a place is not
     part of the attempt: the deadline starts afterwards, and when no place comes free in the time that the lease
     leaves, the result is our own fault and does not count.
+
+    Args:
+        settings: limits, and what may be called.
+        own_servers: URLs of the database and of Redis, which may never be called, where the settings do not name them.
+        getaddrinfo: looks host names up instead of the system's resolver; for tests.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, *, own_servers: Iterable[str] = (), getaddrinfo: GetAddrInfo | None = None
+    ) -> None:
         self._deadline_s = settings.deadline_s
         # The second that is left belongs to recording the result before the lease ends.
         self._slot_wait_s = max(0.0, settings.lease_s - settings.deadline_s - 1)
@@ -75,35 +84,49 @@ class Transport:
         self._read_bytes = settings.response_read_bytes
         self._keep_bytes = settings.response_keep_bytes
         self._connect_timeout_s = settings.connect_timeout_s
-        self._guard = AddressGuard(settings.allowed_networks)
+        self._settings = settings
+        self._own_servers = [*own_servers]
+        self._own_servers += [
+            u.get_secret_value() for u in (settings.database_url, settings.redis_url) if u is not None
+        ]
+        self._getaddrinfo = getaddrinfo
         # Weak: an origin is forgotten when nobody holds or awaits a place.
         self._slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        self._connector: JudgingConnector | None = None
-        self._session: aiohttp.ClientSession | None = None
+        # One of each for https and for http: what an address may be called with depends on it.
+        self._connectors: dict[str, JudgingConnector] = {}
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
 
     async def __aenter__(self) -> Transport:
         # The system's trusted certificates (or SSL_CERT_FILE), TLS 1.2 at least, host names checked.
         tls = ssl.create_default_context()
         tls.minimum_version = ssl.TLSVersion.TLSv1_2
-        self._connector = JudgingConnector(self._guard, tls)
-        self._session = aiohttp.ClientSession(
-            connector=self._connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-            auto_decompress=False,
-            timeout=aiohttp.ClientTimeout(
-                total=None, connect=self._connect_timeout_s, sock_connect=None, sock_read=None, ceil_threshold=3600
-            ),
-            skip_auto_headers=("accept", "user-agent", "content-type"),
+        guard = AddressGuard(
+            self._settings.allowed_networks,
+            ports=self._settings.allowed_ports,
+            plain_http=self._settings.allow_http,
+            own=await self._own_places(),
         )
+        for scheme in ("https", "http"):
+            connector = JudgingConnector(guard, tls, encrypted=scheme == "https", getaddrinfo=self._getaddrinfo)
+            self._connectors[scheme] = connector
+            self._sessions[scheme] = aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=False,
+                auto_decompress=False,
+                timeout=aiohttp.ClientTimeout(
+                    total=None, connect=self._connect_timeout_s, sock_connect=None, sock_read=None, ceil_threshold=3600
+                ),
+                skip_auto_headers=("accept", "user-agent", "content-type"),
+            )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        while self._sessions:
+            _, session = self._sessions.popitem()
+            await session.close()
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> AttemptResult:
         """Send one attempt and say what came of it; never raises for what the network or the receiver does.
@@ -138,17 +161,24 @@ class Transport:
 
     def idle_connections(self) -> int:
         """Pooled connections that wait for their next request."""
-        return 0 if self._connector is None else self._connector.idle_connections()
+        return sum(connector.idle_connections() for connector in self._connectors.values())
+
+    async def _own_places(self) -> set[tuple[str, int]]:
+        first = self._settings.metrics_port
+        metrics = range(first, min(first + METRICS_PORTS, 65536)) if first else range(0)
+        return {("127.0.0.1", port) for port in metrics} | await addresses_of(
+            self._own_servers, self._connect_timeout_s
+        )
 
     async def _attempt(self, url: URL, headers: Mapping[str, str], body: bytes) -> AttemptResult:
-        if self._session is None:
+        if not self._sessions:
             raise RuntimeError("the transport is not open: use it as `async with Transport(settings)`")
         started = monotonic()
         response: aiohttp.ClientResponse | None = None
         received = bytearray()
         try:
             async with asyncio.timeout(self._deadline_s):
-                response = await self._session.request(
+                response = await self._sessions[url.scheme].request(
                     "POST",
                     url,
                     headers=headers,
@@ -203,7 +233,9 @@ def _failed(
     outcome: Outcome, failure: FailureClass, duration_s: float, error: BaseException | None = None
 ) -> AttemptResult:
     summary = _SUMMARY[failure]
-    if failure is FailureClass.TLS:
+    if failure is FailureClass.BLOCKED_ADDRESS:
+        summary = _why_blocked(error)
+    elif failure is FailureClass.TLS:
         summary += _detail(_tls_reason(error))
     elif failure is FailureClass.PROTOCOL and isinstance(error, aiohttp.ClientResponseError):
         summary += _detail(error.message)
@@ -215,6 +247,15 @@ def _failed(
 def _detail(text: str) -> str:
     clean = redact(redact_addresses(text), ERROR_MAX - 100)
     return f": {clean}" if clean else ""
+
+
+def _why_blocked(error: BaseException | None) -> str:
+    """Which rule refused the address."""
+    while error is not None:
+        if isinstance(error, BlockedAddressError):
+            return error.strerror or NOT_CALLABLE
+        error = error.__cause__
+    return NOT_CALLABLE
 
 
 def _tls_reason(error: BaseException | None) -> str:

@@ -130,10 +130,12 @@ class HomingConsumer(Consumer):
         try:
             self._run_settle(verb, ids)
         except (redis.ConnectionError, redis.TimeoutError) as error:
+            # Tried again by Dramatiq; until then the message still counts as in flight.
             raise ConnectionClosed(error) from None  # type: ignore[no-untyped-call]
         except redis.ResponseError as error:
+            # Redis refuses (read-only, out of memory): Dramatiq gives up, so the room must not stay taken.
+            self._in_flight.difference_update(ids)
             self._remove_foreign_keys(error)
-        # Only now: a message that is being settled still counts as in flight if the connection breaks.
         self._in_flight.difference_update(ids)
 
     def _run_settle(self, verb: str, ids: list[bytes]) -> None:
@@ -178,5 +180,7 @@ class HomingConsumer(Consumer):
             wrong.append(self._taken)
         if not wrong:
             raise error
-        client.delete(*wrong)
+        # Without its list of ids nobody would ever ask for the payloads.
+        orphans = [keys.payloads_key(self._queue)] if keys.queue_key(self._queue) in wrong else []
+        client.delete(*wrong, *orphans)
         self._broker.metrics.messages_rejected.labels("foreign_key").inc(len(wrong))

@@ -1,4 +1,4 @@
-"""Endpoints as this worker last loaded them, by version: loaded again exactly when their row says something newer."""
+"""Endpoints as this worker last loaded them: loaded again when their row says something newer, or a key has expired."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class EndpointCache:
     async def for_attempts(self, connection: AsyncConnection, started: Iterable[Started]) -> dict[UUID, LoadedEndpoint]:
         """The endpoint of each attempt, at the version that the attempt was started with or newer.
 
+        No key is among its keys that had expired when the attempt was started; both are times of the database's clock.
+
         Raises:
             HomingError: a secret cannot be opened with the keys that this process has.
         """
@@ -33,7 +35,7 @@ class EndpointCache:
         missing: set[UUID] = set()
         for attempt in started:
             known = self._loaded.get(attempt.endpoint_id)
-            if known is None or known.version < attempt.endpoint_version:
+            if known is None or known.version < attempt.endpoint_version or _key_expired(known, attempt):
                 missing.add(attempt.endpoint_id)
             else:
                 self._loaded.move_to_end(attempt.endpoint_id)
@@ -45,3 +47,7 @@ class EndpointCache:
             while len(self._loaded) > KEEP:
                 self._loaded.popitem(last=False)
         return answer
+
+
+def _key_expired(endpoint: LoadedEndpoint, attempt: Started) -> bool:
+    return endpoint.keys_until is not None and endpoint.keys_until <= attempt.started_at

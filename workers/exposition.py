@@ -37,7 +37,7 @@ async def serve_metrics(
 
     application = web.Application()
     application.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz)])
-    runner = web.AppRunner(application, access_log=None, handle_signals=False)
+    runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1)
     await runner.setup()
     try:
         yield await _listen(runner, first_port)
@@ -47,7 +47,7 @@ async def serve_metrics(
 
 async def _listen(runner: web.AppRunner, first_port: int) -> int | None:
     for port in [0] if first_port == 0 else range(first_port, min(first_port + PORTS_TRIED, 65536)):
-        site = web.TCPSite(runner, "127.0.0.1", port, shutdown_timeout=1)
+        site = web.TCPSite(runner, "127.0.0.1", port)
         try:
             await site.start()
         except OSError:

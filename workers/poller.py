@@ -10,12 +10,14 @@ import os
 import random
 import signal
 import socket
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from time import monotonic
+from typing import Any
 
 import structlog
 from redis.exceptions import RedisError
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from app import failpoints
 from app.claims import Claimed, claim_due, release_all_published_not_started, release_if_claimed
@@ -138,6 +140,12 @@ class Poller:
         except RedisError as error:
             self._redis_away(error)
             worked = False
+        except Exception:
+            # Nobody else publishes: whatever it was, it must not end the poller.
+            self.metrics.cycle_failures.inc()
+            log.exception("poller.cycle_failed")
+            await self._pause(1.0)
+            worked = False
         self._last_cycle = monotonic()
         return worked
 
@@ -152,14 +160,14 @@ class Poller:
         self._redis_back()
         if memory_lost:
             await self._after_memory_loss()
+        progress = 0
+        if work.replays:
+            progress += await self._publish_replays()
         room = (self._settings.publish_ahead - waiting) * self._settings.chunk_max
         if room <= 0:
             await self._pause(FIRST_DOZE_S)
             return True
         limit = min(self._settings.claim_batch, room)
-        progress = 0
-        if work.replays:
-            progress += await self._publish_replays()
         if work.due:
             claimed = await self._claim_due(limit)
             progress += len(claimed)
@@ -247,21 +255,32 @@ class Poller:
         """Make partitions ahead, and keep the gauges true, beside the cycles."""
         partitions_at = 0.0
         while True:
-            try:
-                if monotonic() >= partitions_at:
-                    await ensure_partitions(self._engine)
-                    partitions_at = monotonic() + PARTITIONS_EVERY_S
-                async with self._engine.connect() as connection:
-                    seen = await backlog(connection)
-                self.metrics.outbox_waiting.set(seen.outbox_waiting)
-                self.metrics.outbox_age.set(seen.outbox_oldest_s)
-                self.metrics.rejected_waiting.set(seen.set_aside)
-                self.metrics.due.set(seen.due)
-                self.metrics.oldest_due_age.set(seen.due_oldest_s)
-                self.metrics.dead_letters_open.set(seen.dead_letters_open)
-            except (DBAPIError, SQLAlchemyError, OSError) as error:
-                log.warning("poller.chores_failed", error=type(error).__name__)
+            if monotonic() >= partitions_at and await self._chore_done(self._make_partitions()):
+                partitions_at = monotonic() + PARTITIONS_EVERY_S
+            await self._chore_done(self._set_gauges())
             await asyncio.sleep(GAUGES_EVERY_S)
+
+    async def _chore_done(self, chore: Coroutine[Any, Any, None]) -> bool:
+        """One chore; its failure is logged and stops neither the other nor the poller."""
+        try:
+            await chore
+        except Exception as error:
+            log.warning("poller.chore_failed", error=f"{type(error).__name__}: {error}"[:300])
+            return False
+        return True
+
+    async def _make_partitions(self) -> None:
+        await ensure_partitions(self._engine)
+
+    async def _set_gauges(self) -> None:
+        async with self._engine.connect() as connection:
+            seen = await backlog(connection)
+        self.metrics.outbox_waiting.set(seen.outbox_waiting)
+        self.metrics.outbox_age.set(seen.outbox_oldest_s)
+        self.metrics.rejected_waiting.set(seen.set_aside)
+        self.metrics.due.set(seen.due)
+        self.metrics.oldest_due_age.set(seen.due_oldest_s)
+        self.metrics.dead_letters_open.set(seen.dead_letters_open)
 
 
 def run_poller(settings: Settings, database_url: str, redis_url: str) -> None:

@@ -48,6 +48,7 @@ class Recorder:
         self._worker = worker
         self._give_up_after_s = give_up_after_s
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._under_way: list[_Waiting] = []
         self._task = asyncio.create_task(self._run(), name="recorder")
 
     async def record(self, settled: Settled) -> bool:
@@ -68,6 +69,8 @@ class Recorder:
         """Stop; whoever still waits is cancelled."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        for waiting in self._under_way:
+            waiting.written.cancel()
         while not self._queue.empty():
             self._queue.get_nowait().written.cancel()
 
@@ -79,6 +82,7 @@ class Recorder:
     async def _run(self) -> None:
         while True:
             batch = [await self._queue.get()]
+            self._under_way = batch
             await asyncio.sleep(GATHER_S)
             while len(batch) < FLUSH_MAX and not self._queue.empty():
                 batch.append(self._queue.get_nowait())

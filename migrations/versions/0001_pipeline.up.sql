@@ -230,6 +230,7 @@ CREATE TABLE replays (
     actor           text NOT NULL,                  -- who asked
     idempotency_key text,                           -- the same key and body: the same replay
     body_digest     bytea NOT NULL,                 -- SHA-256 of what was asked for, to tell a repeat from a conflict
+    skipped         jsonb NOT NULL DEFAULT '{}',    -- how many deliveries it left alone, by state; never
     state           text NOT NULL DEFAULT 'requested' CHECK (state IN ('requested', 'done')), -- done by the replay actor
     due_at          timestamptz DEFAULT now(),      -- as in deliveries; null once done
     generation      integer NOT NULL DEFAULT 0,     -- as in deliveries
@@ -283,6 +284,9 @@ DECLARE
     week timestamptz;
     parent text;
     child text;
+    key text;
+    bounds text[];
+    strays boolean;
     made integer := 0;
 BEGIN
     PERFORM pg_advisory_xact_lock(1752132966);
@@ -291,8 +295,25 @@ BEGIN
         FOREACH parent IN ARRAY ARRAY['events', 'deliveries', 'delivery_attempts'] LOOP
             child := parent || '_' || to_char(week AT TIME ZONE 'UTC', 'YYYYMMDD');
             CONTINUE WHEN to_regclass(child) IS NOT NULL;
+            key := CASE parent WHEN 'delivery_attempts' THEN 'delivery_id' ELSE 'id' END;
+            bounds := ARRAY[homing_uuid7_floor(week), homing_uuid7_floor(week + interval '1 week')]::text[];
+            -- Rows whose ids were ahead of their time wait in the default partition; they move to where they belong.
+            EXECUTE format('SELECT EXISTS (SELECT FROM %I WHERE %I >= %L AND %I < %L)',
+                           parent || '_default', key, bounds[1], key, bounds[2]) INTO strays;
+            IF strays THEN
+                EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', parent || '_default');
+                EXECUTE format('CREATE TEMPORARY TABLE homing_strays ON COMMIT DROP AS '
+                               'SELECT * FROM %I WHERE %I >= %L AND %I < %L',
+                               parent || '_default', key, bounds[1], key, bounds[2]);
+                EXECUTE format('DELETE FROM %I WHERE %I >= %L AND %I < %L',
+                               parent || '_default', key, bounds[1], key, bounds[2]);
+            END IF;
             EXECUTE format('CREATE TABLE %I PARTITION OF %I FOR VALUES FROM (%L) TO (%L)', child, parent,
-                           homing_uuid7_floor(week), homing_uuid7_floor(week + interval '1 week'));
+                           bounds[1], bounds[2]);
+            IF strays THEN
+                EXECUTE format('INSERT INTO %I SELECT * FROM homing_strays', parent);
+                DROP TABLE homing_strays;
+            END IF;
             IF parent = 'deliveries' THEN
                 EXECUTE format('ALTER TABLE %I SET (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, '
                                'autovacuum_vacuum_threshold = 5000)', child);

@@ -1,8 +1,10 @@
-"""`homing endpoints`: make, list, show, pause and resume them."""
+"""`homing endpoints`: make, list, show, pause and resume them, and give them new signing secrets."""
 
 from __future__ import annotations
 
+import re
 import sys
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -16,6 +18,10 @@ app = typer.Typer(help="Endpoints: where events go.")
 
 EndpointId = Annotated[UUID, typer.Argument(metavar="ID", help="The endpoint.")]
 Reason = Annotated[str | None, typer.Option(help="Why; kept in the audit trail.")]
+SecretStdin = Annotated[bool, typer.Option("--secret-stdin", help="Read the signing secret (whsec_...) from stdin.")]
+
+_SPAN = re.compile(r"(\d{1,6})([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 @app.command("create")
@@ -35,23 +41,18 @@ def create(
     schedule: Annotated[
         str | None, typer.Option(metavar="S,S,...", help="Explicit delays in seconds, such as 60,120,300.")
     ] = None,
-    secret_stdin: Annotated[
-        bool, typer.Option("--secret-stdin", help="Read the signing secret (whsec_...) from stdin.")
-    ] = False,
+    secret_stdin: SecretStdin = False,
     tenant: Tenant = "default",
     as_json: Json = False,
 ) -> None:
     """Make an endpoint. Its signing secret is printed once, and never again."""
     from app.backoff import RetryPolicy
     from app.endpoints import create_endpoint
-    from app.errors import InvalidInput
 
     wanted: dict[str, Any] = {"max_attempts": max_attempts, "base_s": base, "factor": factor, "cap_s": cap}
     wanted |= {"jitter": jitter, "schedule_s": None if schedule is None else _delays(schedule)}
     policy = RetryPolicy.from_mapping({field: value for field, value in wanted.items() if value is not None})
-    secret = None
-    if secret_stdin and not (secret := sys.stdin.readline().strip()):
-        raise InvalidInput("--secret-stdin: stdin was empty; write `whsec_` and base64 of 24 to 64 bytes to it")
+    secret = _from_stdin() if secret_stdin else None
     with open_access() as access:
         keys = access.secret_keys()
         made = access.transact(
@@ -125,6 +126,57 @@ def resume(endpoint_id: EndpointId, reason: Reason = None, tenant: Tenant = "def
             )
         )
     give({"id": endpoint_id, "status": "active", "deliveries_freed": freed}, as_json=as_json)
+
+
+@app.command("rotate-secret")
+def rotate_secret(
+    endpoint_id: EndpointId,
+    overlap: Annotated[
+        str, typer.Option(metavar="SPAN", help="How long the old secret signs too: 0s to 7d, such as 90m or 24h.")
+    ] = "24h",
+    secret_stdin: SecretStdin = False,
+    reason: Reason = None,
+    tenant: Tenant = "default",
+    as_json: Json = False,
+) -> None:
+    """Give an endpoint a new signing secret; both sign until the overlap ends. It is printed once, and never again."""
+    from app.endpoints import rotate_secret as rotate
+
+    both = _span(overlap)
+    secret = _from_stdin() if secret_stdin else None
+    with open_access() as access:
+        keys = access.secret_keys()
+        made = access.transact(
+            lambda connection: rotate(
+                connection,
+                keys,
+                tenant_id=tenant,
+                endpoint_id=endpoint_id,
+                actor=operator(),
+                reason=reason,
+                overlap=both,
+                secret=secret,
+            )
+        )
+    if secret is not None:
+        made.pop("secret")  # whoever wrote it knows it
+    give(made, as_json=as_json)
+    if secret is None:
+        say("the secret is shown this once: give it to the receiver before the old one expires")
+
+
+def _from_stdin() -> str:
+    from app.errors import InvalidInput
+
+    if not (secret := sys.stdin.readline().strip()):
+        raise InvalidInput("--secret-stdin: stdin was empty; write `whsec_` and base64 of 24 to 64 bytes to it")
+    return secret
+
+
+def _span(text: str) -> timedelta:
+    if match := _SPAN.fullmatch(text.strip()):
+        return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    raise typer.BadParameter(f"{text!r} is not a span such as 90m, 24h or 7d", param_hint="--overlap")
 
 
 def _delays(schedule: str) -> list[float]:

@@ -6,8 +6,10 @@ local oldest = now[1] * 1000 + math.floor(now[2] / 1000) - tonumber(ARGV[1])
 local dead = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', oldest)
 for _, consumer in ipairs(dead) do
     local unacknowledged = ARGV[2] .. consumer .. ARGV[3]
-    for _, id in ipairs(redis.call('SMEMBERS', unacknowledged)) do
-        redis.call('HDEL', KEYS[1], id)
+    if redis.call('TYPE', unacknowledged).ok == 'set' then
+        for _, id in ipairs(redis.call('SMEMBERS', unacknowledged)) do
+            redis.call('HDEL', KEYS[1], id)
+        end
     end
     redis.call('DEL', unacknowledged)
     redis.call('ZREM', KEYS[2], consumer)
