@@ -239,6 +239,13 @@ async def test_twenty_requests_at_once_with_one_key_have_one_answer_and_one_effe
     assert await carry_out(engine) == 5
 
 
+async def statuses(engine: AsyncEngine) -> tuple[list[str], list[str]]:
+    """Of the replays' items, and of the dead letters; oldest first."""
+    items = await rows(engine, "SELECT state FROM replay_items ORDER BY replay_id")
+    letters = await rows(engine, "SELECT status FROM dead_letters ORDER BY id")
+    return [item.state for item in items], [letter.status for letter in letters]
+
+
 async def test_replay_is_resolved_only_when_its_delivery_succeeds(engine: AsyncEngine) -> None:
     delivery = await make_delivery(engine, "dead_lettered")
     await ask(engine, delivery.request_id)
