@@ -8,10 +8,10 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
-from tests.pipeline import running_pipeline, unknown_attempts, until
-from tests.receiver import Connection, Receiver, Request, ok
 
 from app.claims import claim_due
+from tests.pipeline import running_pipeline, unknown_attempts, until
+from tests.receiver import Connection, Receiver, Request, ok
 
 
 async def test_worker_killed_during_the_post_is_retried_within_25_s_and_recorded_unknown(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from tests.pipeline import Pipeline, running_pipeline, unknown_attempts, until
 from tests.receiver import Receiver, ok
-
 from workers import keys
 
 

@@ -6,17 +6,17 @@ import asyncio
 import json as json_text
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from workers.demo.ledger import Ledger
     from workers.demo.stage import Stage
-
-ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def demo(
@@ -38,8 +38,6 @@ def demo(
     endpoint and webhook-id); duplicates_flagged (those that pair with an attempt recorded as not answered);
     signatures_bad; seconds.
     """
-    for number in ENDINGS:
-        signal.signal(number, _end)
     ledger, still_open, kept = _run(events, keep=keep)
     failures = ([f"the time limit passed: {still_open}"] if still_open else []) + ledger.faults
     if json:
@@ -61,14 +59,19 @@ def _run(transactions: int, *, keep: bool) -> tuple[Ledger, str, list[str]]:
     from workers.demo.stage import Stage
 
     began = monotonic()
+    ending = _Ending()
 
     async def play(stage: Stage, progress: Progress) -> tuple[Ledger, str]:
-        return await Scenario(stage, progress, transactions, began=began).play()
+        with ending.by_cancelling_this_task():
+            return await Scenario(stage, progress, transactions, began=began).play()
 
     with Progress() as progress:
         progress.say("Starting PostgreSQL and Redis for this demo alone.")
         with Stage(keep=keep) as stage:
-            ledger, still_open = asyncio.run(play(stage, progress))
+            try:
+                ledger, still_open = asyncio.run(play(stage, progress))
+            except asyncio.CancelledError:
+                sys.exit(128 + ending.number)
             return ledger, still_open, stage.where_things_are() if keep else []
 
 
@@ -109,9 +112,31 @@ def _print_for_people(ledger: Ledger, *, failed: bool) -> None:
     )
 
 
-def _end(number: int, frame: FrameType | None) -> NoReturn:
-    # As an exception, so that everything that was started is stopped and removed.
-    sys.exit(128 + number)
+class _Ending:
+    """Makes SIGTERM and SIGHUP end the demo as a Ctrl-C does: everything that was started is stopped and removed."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._cancel: Callable[[], object] | None = None
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+
+    @contextmanager
+    def by_cancelling_this_task(self) -> Iterator[None]:
+        """While a loop runs: an exception out of the blue would leave its tasks in pieces."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)
+        try:
+            yield
+        finally:
+            self._cancel = None
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        if self._cancel is None:
+            sys.exit(128 + number)
+        self._cancel()
 
 
 if __name__ == "__main__":
