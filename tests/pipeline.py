@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -91,6 +91,15 @@ class Pipeline:
         except AssertionError as error:
             raise AssertionError(f"{await self.states()} instead of {count} {state}; {error}") from None
 
+    async def clear(self) -> None:
+        """Forget everything: for tests that share a pipeline. Nothing may be under way."""
+        tables = (
+            "outbox_events, outbox_rejected, events, event_keys, deliveries, delivery_attempts, dead_letters, "
+            "replay_items, replays, endpoint_secrets, endpoints"
+        )
+        async with self.engine.begin() as connection:
+            await connection.execute(text(f"TRUNCATE {tables}"))
+
     async def replay(self, request_id: str, *, key: str | None = None) -> ReplayAnswer:
         async with self.engine.begin() as connection:
             return await request_replay(
@@ -121,9 +130,18 @@ def event_id(request_headers: dict[str, str]) -> UUID:
 
 
 @asynccontextmanager
-async def running_pipeline(
-    folder: Path, *, workers: int = 2, pollers: int = 1, **overrides: Any
-) -> AsyncIterator[Pipeline]:
+async def running_pipeline(folder: Path, **options: Any) -> AsyncIterator[Pipeline]:
+    """`started_pipeline`, for tests that have one of their own; starting and stopping do not block the test's loop."""
+    context = started_pipeline(folder, **options)
+    pipeline = await asyncio.to_thread(context.__enter__)
+    try:
+        yield pipeline
+    finally:
+        await asyncio.to_thread(context.__exit__, None, None, None)
+
+
+@contextmanager
+def started_pipeline(folder: Path, *, workers: int = 2, pollers: int = 1, **overrides: Any) -> Iterator[Pipeline]:
     """Start everything in a folder; deadline 2 s and lease 4 s unless overridden; stop and erase everything at the end."""
     chosen = {"deadline_s": 2.0, "connect_timeout_s": 1.0, "lease_s": 4.0, "slow_poll_s": 0.25} | overrides
     settings = load_settings(home=folder / "home", allow_networks=("127.0.0.0/8",), metrics_port=0, **chosen)

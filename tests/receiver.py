@@ -73,7 +73,7 @@ class Receiver:
         at_accept: Callable[[Connection], Awaitable[None]] | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._behaviour = behaviour or ok
+        self.behaviour = behaviour or ok
         self._at_accept = at_accept
         self._tls = tls
         self._tasks: set[asyncio.Task[None]] = set()
@@ -113,7 +113,7 @@ class Receiver:
             while not connection.closing.is_set():
                 request = await _read_request(connection.reader)
                 self.requests.append(request)
-                await self._behaviour(request, connection)
+                await self.behaviour(request, connection)
         except (OSError, asyncio.IncompleteReadError):
             pass  # the sender went away, which is what many tests are about
         finally:
