@@ -40,6 +40,8 @@ def start(*arguments: str, folder: Path, **settings: str) -> subprocess.Popen[st
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A test run in the background of a shell hands an ignored SIGINT down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -64,13 +66,18 @@ def processes_of(folder: Path) -> list[str]:
     mark = str(folder).encode()
     found = []
     for seen in seen_processes():
-        try:
-            surroundings = Path(f"/proc/{seen.pid}/environ").read_bytes()
-        except OSError:
-            surroundings = b""
+        surroundings = surroundings_of(seen.pid)
         if (mark in surroundings or str(folder) in seen.command) and seen.pid != os.getpid():
             found.append(seen.command)
     return found
+
+
+def surroundings_of(pid: int) -> bytes:
+    """A process's environment; nothing when it is another user's or gone."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
 
 
 def cluster_of(folder: Path) -> Path:
@@ -166,8 +173,7 @@ def test_a_process_that_dies_is_shown_with_its_last_words(folder: Path) -> None:
     (poller,) = [
         seen.pid
         for seen in seen_processes()
-        if seen.command.endswith("workers.cli.main poller")
-        and str(folder).encode() in Path(f"/proc/{seen.pid}/environ").read_bytes()
+        if seen.command.endswith("workers.cli.main poller") and str(folder).encode() in surroundings_of(seen.pid)
     ]
     os.kill(poller, signal.SIGKILL)
     _, said = child.communicate(timeout=60)
@@ -259,7 +265,10 @@ def test_the_whole_demo_fails_when_an_event_is_lost_or_made_up(folder: Path) -> 
 
     result = json.loads(done.stdout)
     assert done.returncode == 1, done.stderr
-    assert (result["lost"], result["phantom"]) == (3, 2)  # order.placed has three endpoints, order.shipped two
+    assert result["lost"] == 3  # order.placed goes to three endpoints
+    assert (
+        result["phantom"] >= 2
+    )  # order.shipped to two; requests that the kill cut off are sent again, and count again
     assert "3 committed but not delivered" in done.stderr
     assert list(folder.iterdir()) == []
 
