@@ -137,7 +137,12 @@ class AddressGuard:
             address = ip_address(ip) if isinstance(ip, str) else ip
         except ValueError:
             return "not an IP address"
-        return next((reason for candidate in _candidates(address) if (reason := self._refusal(candidate))), None)
+        for candidate in _candidates(address):
+            if (reason := self._refusal(candidate)) is not None:
+                return reason
+        if isinstance(address, IPv6Address) and address.ipv4_mapped and not self._is_allowed(address.ipv4_mapped):
+            return "IPv4-mapped (RFC 4291)"  # never in honest DNS, and a second spelling of an IPv4 address elsewhere
+        return None
 
     def _refusal(self, address: Address) -> str | None:
         if self._is_allowed(address):

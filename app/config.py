@@ -82,6 +82,16 @@ class Settings(BaseSettings):
     slow_poll_s: Annotated[float, Field(gt=0, le=60)] = 1.0
     """How long an idle poller sleeps at most; a commit to the outbox wakes it earlier."""
 
+    # --- operators ----------------------------------------------------------------------------------------------
+    replay_confirm_threshold: Annotated[int, Field(ge=1)] = 50
+    """Matches from which a bulk replay at high concurrency needs `--confirm-large`."""
+
+    # --- HTTP API ------------------------------------------------------------------------------------------------
+    api_host: str = "127.0.0.1"
+    """Address that the API listens on; it speaks plain HTTP, so put TLS in front of it before you open it further."""
+    api_port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """Port of the API; 0 picks a free one."""
+
     # --- tests only ----------------------------------------------------------------------------------------------
     failpoints: str | None = None
     """Where a test kills this process (`app.failpoints`); refused on a database that is not marked for tests."""

@@ -28,7 +28,10 @@ _DNS_CACHE_S = 10
 _IDLE_S = 4.0
 """Below the 5 s after which common servers close an idle connection, which would fail the request on its way."""
 _INTERIM_MAX = 16
-"""Interim (1xx) responses accepted for one request."""
+"""Interim (1xx) responses, and runs of empty lines, accepted for one request."""
+_RESPONSE_MAX = 8 << 20
+"""Bytes taken from the network for one request: the most that is ever read, 1 MiB, takes 6 in chunks of one byte. Chunk
+extensions and trailers cost bytes and are never read."""
 
 _AddrInfo = tuple[int, int, int, str, Any]
 
@@ -93,10 +96,12 @@ class OneAnswerHandler(ResponseHandler):
 
     _awaiting = False
     _interim = 0
+    _pieces = 0
+    _bytes = 0
 
     def set_response_params(self, **params: Any) -> None:
         """Called by aiohttp when a request is about to be sent on this connection."""
-        self._awaiting, self._interim = True, 0
+        self._awaiting, self._interim, self._pieces, self._bytes = True, 0, 0, 0
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
@@ -104,7 +109,15 @@ class OneAnswerHandler(ResponseHandler):
 
         Given both at once, the parser reports a malformed body and forgets the status that came with it.
         """
+        self._bytes += len(data)
+        if self._bytes > _RESPONSE_MAX:
+            self._refuse("too long")
+            return
         while self._awaiting and (end := data.find(b"\r\n\r\n") + 4) > 3:
+            self._pieces += 1
+            if self._pieces > _INTERIM_MAX + 1:
+                self._refuse("too many interim responses or empty lines")
+                return
             super().data_received(data[:end])
             data = data[end:]
         if data and self.transport is not None and not self.transport.is_closing():

@@ -21,7 +21,10 @@ USER_AGENT = f"Homing/{__version__}"
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # token, RFC 9110 section 5.6.2
 _VALUE = re.compile(r"[\t -~]*")  # field-value without obs-text, RFC 9110 section 5.5
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(?:-[ -~]*)?")  # W3C Trace Context 3.2
+# W3C Trace Context 3.2: no id is all zeros, version ff is invalid, only versions after 00 may say more. At most 255
+# characters, so that one of which the intake kept the first 256 is not taken for a whole one.
+_TRACE_IDS = r"(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+_TRACEPARENT = re.compile(rf"00-{_TRACE_IDS}|(?!00|ff)[0-9a-f]{{2}}-{_TRACE_IDS}(?:-[!-~]{{0,199}})?")
 _VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
 
 _RESERVED = frozenset(
@@ -74,6 +77,8 @@ def check_event_headers(headers: object) -> dict[str, str]:
 
 def is_reserved(name: str) -> bool:
     """Whether an event may not set the header with this lower-case name."""
+    # CGI, and with it WSGI and PHP, show `webhook_id` to an application as the same variable as `webhook-id` (RFC 3875).
+    name = name.replace("_", "-")
     return name in _RESERVED or name.startswith(_RESERVED_PREFIXES)
 
 
@@ -88,13 +93,13 @@ def build_headers(
     """All headers of one attempt except `host` and `content-length`, names in lower case.
 
     Args:
-        event_headers: as `check_event_headers` returned them; what is reserved is left out again.
+        event_headers: as they passed `check_event_headers`; what is reserved is left out again.
         signature: from `app.signing.sign`.
         request_id: percent-encoded (RFC 3986) where a header could not carry it.
         traceparent: sent only if it has the form of W3C Trace Context.
         attempt: number of this attempt since the last replay; 1 is the first.
     """
-    headers = {name: value for name, value in event_headers.items() if not is_reserved(name)} if event_headers else {}
+    headers = {n: value for name, value in (event_headers or {}).items() if not is_reserved(n := name.lower())}
     headers.update(signature)
     headers["content-type"] = "application/json"
     headers["accept-encoding"] = "identity"

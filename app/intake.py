@@ -51,7 +51,7 @@ _SET_ASIDE = text(
         (id, tenant_id, event_type, payload, request_id, idempotency_key, traceparent, run_id, ordering_key, headers,
          created_at, reason)
     SELECT g.id, g.tenant_id, g.event_type, g.payload, g.request_id, g.idempotency_key, g.traceparent, g.run_id,
-           g.ordering_key, g.headers, g.created_at, r.reason
+           g.ordering_key, g.headers, least(greatest(g.created_at, '2000-01-01'), clock_timestamp()), r.reason
     FROM gone g JOIN unnest(CAST(:ids AS uuid[]), CAST(:reasons AS text[])) AS r (id, reason) ON r.id = g.id
     ON CONFLICT (id) DO UPDATE SET reason = excluded.reason, rejected_at = now()
     """

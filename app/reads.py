@@ -21,7 +21,8 @@ COUNT_MAX = 10_000
 _WORK_WAITING = text(
     """
     SELECT (SELECT true FROM outbox_events ORDER BY id LIMIT 1) IS TRUE AS outbox,
-           (SELECT true FROM replays WHERE due_at <= now() LIMIT 1) IS TRUE AS replays,
+           (SELECT extract(epoch FROM r.due_at - now())::float8
+            FROM replays r WHERE r.due_at IS NOT NULL ORDER BY r.due_at LIMIT 1) AS next_replay_s,
            (SELECT extract(epoch FROM d.due_at - now())::float8
             FROM deliveries d WHERE d.due_at < 'infinity' ORDER BY d.due_at LIMIT 1) AS next_due_s
     """
@@ -30,7 +31,8 @@ _WORK_WAITING = text(
 _BACKLOG = text(
     f"""
     SELECT (SELECT count(*) FROM (SELECT FROM outbox_events LIMIT {COUNT_MAX}) AS o) AS outbox_waiting,
-           coalesce((SELECT extract(epoch FROM clock_timestamp() - o.created_at)
+           coalesce((SELECT extract(epoch FROM clock_timestamp()
+                     - least(greatest(o.created_at, '2000-01-01'), clock_timestamp()))
                      FROM outbox_events o ORDER BY o.id LIMIT 1), 0)::float8 AS outbox_oldest_s,
            (SELECT count(*) FROM (SELECT FROM outbox_rejected LIMIT {COUNT_MAX}) AS r) AS set_aside,
            (SELECT count(*) FROM (SELECT FROM deliveries WHERE due_at <= now() LIMIT {COUNT_MAX}) AS d) AS due,
@@ -47,12 +49,18 @@ _BACKLOG = text(
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What there is to do now, and how long until a delivery is due."""
+    """What there is to do now, and how long until a delivery, or a replay, is due."""
 
     outbox: bool
-    replays: bool
+    next_replay_s: float | None
+    """Seconds; not above 0 when one is due already; None when no replay waits."""
     next_due_s: float | None
-    """Seconds; not above 0 when one is due already; None when no delivery waits."""
+    """The same of deliveries."""
+
+    @property
+    def replays(self) -> bool:
+        """A replay is due."""
+        return self.next_replay_s is not None and self.next_replay_s <= 0
 
     @property
     def due(self) -> bool:
@@ -82,7 +90,7 @@ class Backlog:
 async def work_waiting(connection: AsyncConnection) -> Work:
     """One cheap look at the three places where work comes from."""
     row = (await connection.execute(_WORK_WAITING)).one()
-    return Work(row.outbox, row.replays, row.next_due_s)
+    return Work(row.outbox, row.next_replay_s, row.next_due_s)
 
 
 async def backlog(connection: AsyncConnection) -> Backlog:

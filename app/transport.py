@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from time import monotonic
 from types import TracebackType
+from typing import ClassVar
 from weakref import WeakValueDictionary
 
 import aiohttp
@@ -53,6 +54,12 @@ _SUMMARY = {
     FailureClass.OWN_FAULT: "not sent: out of sockets or connections here",
     FailureClass.UNKNOWN: "unexpected failure",
 }
+
+
+class _BareRequest(aiohttp.ClientRequest):
+    """A request with no headers of aiohttp's own; asking it to skip them would copy all headers for every request."""
+
+    DEFAULT_HEADERS: ClassVar[dict[str, str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +124,7 @@ class Transport:
                 timeout=aiohttp.ClientTimeout(
                     total=None, connect=self._connect_timeout_s, sock_connect=None, sock_read=None, ceil_threshold=3600
                 ),
-                skip_auto_headers=("accept", "user-agent", "content-type"),
+                request_class=_BareRequest,
             )
         return self
 

@@ -16,18 +16,21 @@ from time import monotonic
 from typing import Any
 
 import structlog
+import uvloop
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import failpoints
+from app.audit import CHAIN_BATCH, CHAIN_EVERY_S, chain_audit, recent_heads
 from app.claims import Claimed, claim_due, release_all_published_not_started, release_if_claimed
 from app.config import Settings
 from app.db import make_engine
+from app.dead_letters import remove_if_resolved
 from app.intake import take_from_outbox
 from app.logs import configure_logging
 from app.partitions import ensure_partitions
 from app.reads import backlog, work_waiting
-from app.replays import claim_requested
+from app.replay_batches import claim_requested
 from workers.exposition import serve_metrics
 from workers.metrics import PollerMetrics
 from workers.publisher import Publisher
@@ -39,6 +42,8 @@ log = structlog.get_logger(__name__)
 GAUGES_EVERY_S = 5.0
 #: Seconds between two calls that make partitions ahead.
 PARTITIONS_EVERY_S = 3600.0
+#: Seconds between two lines in the log with the heads of the audit chains: where a rewritten chain shows.
+HEADS_EVERY_S = 600.0
 #: Replays published in one cycle, at most.
 REPLAYS_MAX = 50
 #: Seconds a poller waits after Redis refused, at first and at most; doubles in between.
@@ -153,7 +158,7 @@ class Poller:
         """Look, claim, take, publish; returns whether there may be more to do at once."""
         async with self._engine.connect() as connection:
             work = await work_waiting(connection)
-        self._next_due_s = work.next_due_s
+        self._next_due_s = min((s for s in (work.next_due_s, work.next_replay_s) if s is not None), default=None)
         if not work.anything:
             return False
         waiting, memory_lost = await self._publisher.waiting()
@@ -252,13 +257,17 @@ class Poller:
         self.metrics.redis_up.set(1)
 
     async def _do_chores(self) -> None:
-        """Make partitions ahead, and keep the gauges true, beside the cycles."""
-        partitions_at = 0.0
+        """Make partitions ahead, chain the audit trail, and keep the gauges true, beside the cycles."""
+        partitions_at = heads_at = 0.0
         while True:
             if monotonic() >= partitions_at and await self._chore_done(self._make_partitions()):
                 partitions_at = monotonic() + PARTITIONS_EVERY_S
+            await self._chore_done(self._remove_resolved_letters())
+            await self._chore_done(self._chain_audit())
+            if monotonic() >= heads_at and await self._chore_done(self._log_heads()):
+                heads_at = monotonic() + HEADS_EVERY_S
             await self._chore_done(self._set_gauges())
-            await asyncio.sleep(GAUGES_EVERY_S)
+            await asyncio.sleep(min(GAUGES_EVERY_S, CHAIN_EVERY_S))
 
     async def _chore_done(self, chore: Coroutine[Any, Any, None]) -> bool:
         """One chore; its failure is logged and stops neither the other nor the poller."""
@@ -271,6 +280,24 @@ class Poller:
 
     async def _make_partitions(self) -> None:
         await ensure_partitions(self._engine)
+
+    async def _chain_audit(self) -> None:
+        while True:
+            async with self._engine.begin() as connection:
+                chained = await chain_audit(connection)
+            if chained < CHAIN_BATCH:
+                return
+
+    async def _log_heads(self) -> None:
+        async with self._engine.connect() as connection:
+            for head in await recent_heads(connection, age_s=HEADS_EVERY_S * 2):
+                log.info("audit.head", tenant_id=head.tenant_id, seq=head.seq, hash=head.hash)
+
+    async def _remove_resolved_letters(self) -> None:
+        async with self._engine.begin() as connection:
+            removed = await remove_if_resolved(connection)
+        if removed:
+            log.info("dead_letters.removed", removed=removed)
 
     async def _set_gauges(self) -> None:
         async with self._engine.connect() as connection:
@@ -294,4 +321,4 @@ def run_poller(settings: Settings, database_url: str, redis_url: str) -> None:
             asyncio.get_running_loop().add_signal_handler(number, poller.stop)
         await poller.run()
 
-    asyncio.run(run())
+    uvloop.run(run())

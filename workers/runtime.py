@@ -31,14 +31,14 @@ log = structlog.get_logger(__name__)
 class Runtime(Middleware):
     """Opened after Dramatiq's event loop runs, closed before it stops.
 
-    Must stand after `AsyncIO` in the middleware list: `before_` hooks run in list order, `after_` hooks in reverse.
+    Must stand after `UvloopIO` in the middleware list: `before_` hooks run in list order, `after_` hooks in reverse.
     """
 
     engine: AsyncEngine
     transport: Transport
     recorder: Recorder
 
-    def __init__(self, settings: Settings, database_url: str, keys: SecretKeys) -> None:
+    def __init__(self, settings: Settings, database_url: str, redis_url: str, keys: SecretKeys) -> None:
         self.settings = settings
         self.metrics = WorkerMetrics()
         self.name = f"worker@{socket.gethostname()}:{os.getpid()}"
@@ -46,6 +46,7 @@ class Runtime(Middleware):
         self.default_policy = RetryPolicy()
         self.random = random.random
         self._database_url = database_url
+        self._redis_url = redis_url
         self._open = AsyncExitStack()
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
@@ -87,7 +88,9 @@ class Runtime(Middleware):
     async def _enter(self) -> None:
         self.engine = make_engine(self._database_url, name="worker", pool_size=self.settings.database_pool_size)
         self._open.push_async_callback(self.engine.dispose)
-        self.transport = await self._open.enter_async_context(Transport(self.settings))
+        self.transport = await self._open.enter_async_context(
+            Transport(self.settings, own_servers=[self._database_url, self._redis_url])
+        )
         self.recorder = Recorder(
             self.engine,
             self.metrics,
@@ -102,5 +105,5 @@ class Runtime(Middleware):
     @staticmethod
     def _on_loop(coroutine: object) -> None:
         thread = get_event_loop_thread()
-        assert thread is not None, "the AsyncIO middleware must stand before Runtime"
+        assert thread is not None, "UvloopIO must stand before Runtime"
         thread.run_coroutine(coroutine)  # type: ignore[arg-type]

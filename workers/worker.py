@@ -13,7 +13,6 @@ from types import FrameType
 
 import dramatiq
 import structlog
-from dramatiq.middleware import AsyncIO
 
 from app import failpoints
 from app.config import Settings
@@ -22,6 +21,7 @@ from app.sealing import SecretKeys
 from workers.broker import HomingBroker
 from workers.control import dead_letter, replay
 from workers.deliver import deliver
+from workers.loop import UvloopIO
 from workers.messages import CONTROL_QUEUE, DELIVER_QUEUE
 from workers.retries import AttemptsFailed, Retries
 from workers.runtime import Runtime
@@ -33,10 +33,10 @@ def make_broker(
     settings: Settings, database_url: str, redis_url: str, keys: SecretKeys
 ) -> tuple[HomingBroker, Runtime]:
     """The broker of one worker process, with its actors declared; nothing is connected yet."""
-    runtime = Runtime(settings, database_url, keys)
+    runtime = Runtime(settings, database_url, redis_url, keys)
     middleware: list[dramatiq.Middleware] = [
         # The event loop that async actors run on; first, so that it is there before anything needs it.
-        AsyncIO(),
+        UvloopIO(),
         # Engine, transport and recorder live on that loop: opened after it starts, closed before it stops.
         runtime,
         # Settles failed attempts and rejects messages that could not be processed.

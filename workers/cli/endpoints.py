@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from uuid import UUID
 
 import typer
@@ -13,6 +13,9 @@ import typer
 from workers.cli.access import open_access, operator
 from workers.cli.options import Json, Limit, Tenant
 from workers.cli.output import give, say
+
+if TYPE_CHECKING:
+    from app.config import Settings
 
 app = typer.Typer(help="Endpoints: where events go.")
 
@@ -69,13 +72,13 @@ def create(
                 secret=secret,
             )
         )
-        allowed = access.settings.allowed_networks
+        settings = access.settings
     if secret is not None:
         made.pop("secret")  # whoever wrote it knows it
     give(made, as_json=as_json)
     if secret is None:
         say("the secret is shown this once: give it to the receiver now")
-    if warning := _why_not_callable(made["url"], allowed):
+    if warning := _why_not_callable(made["url"], settings):
         say(f"warning: {warning}")
 
 
@@ -188,22 +191,30 @@ def _delays(schedule: str) -> list[float]:
         ) from None
 
 
-def _why_not_callable(url: str, allowed: tuple[Any, ...]) -> str | None:
-    """Why this URL's literal host cannot be called; None when it can, or when only DNS can tell."""
+def _why_not_callable(url: str, settings: Settings) -> str | None:
+    """Why this URL cannot be called; None when it can, as far as can be told without DNS."""
     from ipaddress import ip_address
     from urllib.parse import urlsplit
 
     from app.addresses import AddressGuard
 
-    host = (urlsplit(url).hostname or "").rstrip(".")
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    insecure = parts.scheme == "http" and not settings.allow_http
+    use_https = (
+        f"plain http is refused unless {host} is in HOMING_ALLOW_NETWORKS: use https, or set HOMING_ALLOW_HTTP=true"
+    )
     literal = "127.0.0.1" if host == "localhost" or host.endswith(".localhost") else host
     try:
         address = ip_address(literal)
     except ValueError:
-        return None
-    verdict = AddressGuard(allowed).verdict(address)
+        return use_https if insecure else None
+    verdict = AddressGuard(settings.allowed_networks).verdict(address)
     if verdict is None:
-        return None
+        is_open = any(
+            address.version == network.version and address in network for network in settings.allowed_networks
+        )
+        return use_https if insecure and not is_open else None
     network = "127.0.0.0/8" if literal == "127.0.0.1" else f"{address}/{address.max_prefixlen}"
     return (
         f"{host} is not public ({verdict}), so every delivery to it will fail; "
