@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: help setup demo test check format bench lock clean
+.PHONY: help setup demo test check format bench chaos sabotage lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Create .venv with everything pinned by hash; does nothing the second time
 
@@ -43,6 +43,12 @@ format: setup ## Put the code into shape
 
 bench: setup ## Measure throughput and latency on this machine
 	@$(BIN)/homing bench $(ARGS)
+
+chaos: setup ## Inject faults into real processes and judge what becomes of every event (ARGS=--full for all)
+	@$(BIN)/homing chaos $(ARGS)
+
+sabotage: setup ## Break a copy of the code in one line at a time: a named test must turn red each time
+	@$(BIN)/python -m tests.sabotage.run
 
 lock: setup ## Pin dependencies anew, for all supported Pythons (needs uv)
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --upgrade \
