@@ -121,8 +121,8 @@ _RECORD_IF_DELIVERING = text(
             failed_at = CASE WHEN r.next_state = 'failed' THEN now() END
         FROM r
         WHERE d.id = ANY(CAST(:delivery_id AS uuid[])) AND d.id = r.delivery_id AND d.generation = r.generation AND d.state = 'delivering'
-        RETURNING d.id, d.generation, d.tenant_id, d.endpoint_id, d.attempts, d.last_attempt_at, d.due_at, d.state,
-                  d.replays
+        RETURNING d.id, d.generation, d.tenant_id, d.event_id, d.endpoint_id, d.attempts, d.last_attempt_at, d.due_at,
+                  d.state, d.replays
     ), attempt AS (
         INSERT INTO delivery_attempts
             (delivery_id, generation, tenant_id, number, started_at, duration_ms, outcome, failure_class, retryable,
@@ -139,6 +139,19 @@ _RECORD_IF_DELIVERING = text(
         UPDATE dead_letters l SET status = 'resolved', updated_at = now()
         FROM written w
         WHERE w.replays > 0 AND w.state = 'delivered' AND l.delivery_id = w.id AND l.status = 'replayed'
+    ), audit AS (
+        INSERT INTO audit_events (tenant_id, action, subject, before, after, actor, reason, request_id, traceparent)
+        SELECT w.tenant_id,
+               CASE WHEN w.state = 'retry_scheduled' THEN 'delivery.retry_scheduled'
+                    WHEN w.state = 'delivered' THEN 'delivery.reprocess_succeeded'
+                    WHEN w.replays > 0 THEN 'delivery.reprocess_failed'
+                    ELSE 'delivery.retry_exhausted' END,
+               w.id::text, jsonb_build_object('state', 'delivering', 'attempts', w.attempts + (NOT r.counted)::integer),
+               jsonb_build_object('state', w.state, 'attempts', w.attempts, 'class', r.failure_class, 'status', r.http_status),
+               'homing', r.error, e.request_id, e.traceparent
+        FROM written w JOIN r ON r.delivery_id = w.id AND r.generation = w.generation
+        LEFT JOIN LATERAL (SELECT request_id, traceparent FROM events WHERE id = w.event_id LIMIT 1) e ON true
+        WHERE w.state = 'retry_scheduled' OR w.replays > 0 OR (w.state = 'failed' AND r.retryable)
     )
     SELECT id, generation FROM written
     """
@@ -209,7 +222,10 @@ async def park_if_endpoint_not_active(connection: AsyncConnection, tickets: Sequ
 async def record_if_delivering(
     connection: AsyncConnection, settled: Sequence[Settled], *, worker: str
 ) -> set[tuple[UUID, int]]:
-    """Write results: the delivery's next state, its attempt, and what a replay of it came to, in one statement.
+    """Write results: the delivery's next state, its attempt, what a replay of it came to, and audit rows, in one statement.
+
+    Audited are retries scheduled, retries exhausted, and what came of a replay; a first delivery that succeeds, or fails
+    definitely, is not: its attempt says it all.
 
     Guard: state is delivering under the same generation. A result that comes too late (its lease ended and the row was
     claimed again) writes nothing at all.

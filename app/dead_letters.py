@@ -1,4 +1,7 @@
-"""Filing what ran out: from failed to dead_lettered, with everything needed to send it again."""
+"""Filing what ran out: from failed to dead_lettered, with everything needed to send it again; and taking it away again.
+
+A letter is removed only where a person asked for that with the replay, and only after its delivery has succeeded.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,26 @@ _FILE_IF_FAILED = text(
     """
 )
 
+_REMOVE_IF_RESOLVED = text(
+    """
+    WITH removable AS (
+        SELECT id FROM dead_letters WHERE delete_when_resolved AND status = 'resolved' ORDER BY id LIMIT :limit
+        FOR UPDATE SKIP LOCKED
+    ), removed AS (
+        DELETE FROM dead_letters l WHERE l.id = ANY(ARRAY(SELECT id FROM removable))
+        RETURNING l.id, l.tenant_id, l.delivery_id, l.request_id, l.traceparent, l.failure_class, l.last_http_status
+    ), audit AS (
+        INSERT INTO audit_events (tenant_id, action, subject, before, actor, reason, request_id, traceparent)
+        SELECT tenant_id, 'dead_letter.removed', id::text,
+               jsonb_build_object('status', 'resolved', 'delivery_id', delivery_id, 'class', failure_class,
+                                  'http_status', last_http_status),
+               'homing', 'its replay asked for it, and was delivered', request_id, traceparent
+        FROM removed
+    )
+    SELECT id FROM removed
+    """
+)
+
 
 async def file_if_failed(connection: AsyncConnection, tickets: Sequence[Ticket]) -> int:
     """File dead letters, with snapshots of payload and response; returns how many.
@@ -50,3 +73,11 @@ async def file_if_failed(connection: AsyncConnection, tickets: Sequence[Ticket])
         _FILE_IF_FAILED, {"ids": [t[0] for t in tickets], "generations": [t[1] for t in tickets]}
     )
     return len(rows.all())
+
+
+async def remove_if_resolved(connection: AsyncConnection, *, limit: int = 500) -> int:
+    """Remove at most so many letters whose replay asked for that, each audited; returns how many.
+
+    Guard: marked by the replay, and its delivery has succeeded since. Run by the poller, any number at once.
+    """
+    return len((await connection.execute(_REMOVE_IF_RESOLVED, {"limit": limit})).all())

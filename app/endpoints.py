@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.audit import write_audit
 from app.backoff import RetryPolicy
 from app.endpoint_url import validate_endpoint_url
 from app.errors import Conflict, InvalidInput, NotFound
@@ -75,13 +75,6 @@ _UNPARK = text(
 )
 
 _STATUS = text("SELECT status FROM endpoints WHERE tenant_id = :tenant_id AND id = :id")
-
-_AUDIT = text(
-    """
-    INSERT INTO audit_events (tenant_id, action, subject, before, after, actor, reason)
-    VALUES (:tenant_id, :action, :subject, CAST(:before AS jsonb), CAST(:after AS jsonb), :actor, :reason)
-    """
-)
 
 _LOCK_ENDPOINT = text("SELECT status FROM endpoints WHERE tenant_id = :tenant_id AND id = :id FOR UPDATE")
 
@@ -171,7 +164,14 @@ async def create_endpoint(
     except IntegrityError as error:
         raise NotFound(f"tenant {tenant_id!r} does not exist; make it first") from error
     key_id = await _add_secret(connection, keys, row.id, plain)
-    await _audit(connection, tenant_id, "endpoint.created", row.id, None, {"status": "active"}, actor, None)
+    await write_audit(
+        connection,
+        tenant_id=tenant_id,
+        action="endpoint.created",
+        subject=row.id,
+        actor=actor,
+        after={"status": "active"},
+    )
     return {"id": row.id} | fields | {"status": "active", "key_id": key_id, "secret": secret}
 
 
@@ -224,7 +224,16 @@ async def rotate_secret(
     await connection.execute(_BUMP_VERSION, {"id": endpoint_id})
     before = {"key_ids": [row["key_id"] for row in expiring]}
     after = {"key_id": key_id, "overlap_s": overlap.total_seconds()}
-    await _audit(connection, tenant_id, "endpoint.secret_rotated", endpoint_id, before, after, actor, reason)
+    await write_audit(
+        connection,
+        tenant_id=tenant_id,
+        action="endpoint.secret_rotated",
+        subject=endpoint_id,
+        actor=actor,
+        before=before,
+        after=after,
+        reason=reason,
+    )
     return {"id": endpoint_id, "key_id": key_id, "secret": secret, "expiring": expiring}
 
 
@@ -318,30 +327,13 @@ async def _move(
     moved = await connection.execute(_SET_STATUS_IF, where | {"expected": expected, "status": status, "reason": reason})
     if moved.one_or_none() is None:
         raise Conflict(f"endpoint {endpoint_id} is {before}; it must be {' or '.join(expected)} to become {status}")
-    await _audit(
-        connection, tenant_id, f"endpoint.{status}", endpoint_id, {"status": before}, {"status": status}, actor, reason
-    )
-
-
-async def _audit(
-    connection: AsyncConnection,
-    tenant_id: str,
-    action: str,
-    subject: UUID,
-    before: dict[str, Any] | None,
-    after: dict[str, Any],
-    actor: str,
-    reason: str | None,
-) -> None:
-    await connection.execute(
-        _AUDIT,
-        {
-            "tenant_id": tenant_id,
-            "action": action,
-            "subject": str(subject),
-            "before": None if before is None else json.dumps(before),
-            "after": json.dumps(after),
-            "actor": actor,
-            "reason": reason,
-        },
+    await write_audit(
+        connection,
+        tenant_id=tenant_id,
+        action=f"endpoint.{status}",
+        subject=endpoint_id,
+        actor=actor,
+        before={"status": before},
+        after={"status": status},
+        reason=reason,
     )

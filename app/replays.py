@@ -1,4 +1,7 @@
-"""Replay: a person's wish, written down (by the command line or the API) and carried out (by the replay actor)."""
+"""Replay: a person's wish to send one request id's deliveries, or one delivery, again, written down.
+
+`app.bulk_replay` writes down the wishes for everything that a selector matches; `app.replay_batches` carries out both.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,34 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.errors import Conflict, IdempotencyConflict, InvalidInput, NotFound
+from app.replay_batches import WAKE_POLLER
+from app.replay_batches import carry_out_if_requested as carry_out_if_requested
+from app.replay_batches import claim_requested as claim_requested
 from app.states import REPLAYABLE
 
 #: Longest request id, reason and idempotency key, in characters.
 TEXT_MAX = 1000
 
-_CANDIDATES = text(
-    """
-    SELECT d.id, d.state, d.endpoint_id, d.attempts, d.last_class, d.last_status,
+_CANDIDATE = """
+    SELECT d.id, d.state, d.endpoint_id, d.attempts, d.last_class, d.last_status, e.request_id,
            EXISTS (SELECT FROM replay_items i
                    WHERE i.delivery_id = d.id AND i.state = 'requested') AS requested
+"""
+
+_CANDIDATES = text(
+    f"""
+    {_CANDIDATE}
     FROM events e JOIN deliveries d ON d.event_id = e.id
     WHERE e.tenant_id = :tenant_id AND e.request_id = :request_id
     ORDER BY d.id
+    """
+)
+
+_ONE_CANDIDATE = text(
+    f"""
+    {_CANDIDATE}
+    FROM deliveries d JOIN events e ON e.id = d.event_id
+    WHERE d.tenant_id = :tenant_id AND d.id = :delivery_id
     """
 )
 
@@ -37,9 +55,9 @@ _WRITE_DOWN = text(
 )
 
 # Requests with the same key follow each other: the second one reads what the first has committed.
-_ONE_AT_A_TIME = text("SELECT pg_advisory_xact_lock(hashtextextended(:tenant_id || ' ' || :key, 1752132968))")
+ONE_AT_A_TIME = text("SELECT pg_advisory_xact_lock(hashtextextended(:tenant_id || ' ' || :key, 1752132968))")
 
-_BY_KEY = text(
+BY_KEY = text(
     """
     SELECT id, request_id, body_digest, skipped FROM replays
     WHERE tenant_id = :tenant_id AND idempotency_key = :key
@@ -65,79 +83,6 @@ _ADD_ITEMS_UNLESS_OPEN = text(
     """
 )
 
-_CLAIM_REQUESTED_SKIPPING_LOCKED = text(
-    """
-    WITH due AS (
-        SELECT id FROM replays WHERE due_at <= now() ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED
-    )
-    UPDATE replays r SET generation = r.generation + 1, due_at = now() + :lease_s * interval '1 second'
-    FROM due WHERE r.id = due.id
-    RETURNING r.id, r.generation
-    """
-)
-
-_LOCK_IF_REQUESTED = text(
-    """
-    SELECT id, tenant_id, request_id, reason, actor FROM replays
-    WHERE id = :id AND generation = :generation AND state = 'requested'
-    FOR UPDATE
-    """
-)
-
-# A statement of its own: the next one's snapshot then sees what these rows, and their letters, became while it waited.
-_LOCK_DELIVERIES = text(
-    """
-    SELECT d.id FROM deliveries d
-    WHERE d.id IN (SELECT delivery_id FROM replay_items WHERE replay_id = :id AND state = 'requested')
-    ORDER BY d.id
-    FOR UPDATE OF d
-    """
-)
-
-_REPLAY_IF_FAILED_OR_DEAD_LETTERED = text(
-    """
-    WITH item AS (
-        SELECT delivery_id FROM replay_items WHERE replay_id = :id AND state = 'requested'
-    ), before AS (
-        SELECT d.id, d.state, d.generation, d.attempts, d.last_class, d.last_status
-        FROM deliveries d JOIN item ON item.delivery_id = d.id
-        ORDER BY d.id
-        FOR UPDATE OF d
-    ), sent_again AS (
-        UPDATE deliveries d
-        SET state = 'replayed', generation = d.generation + 1, due_at = now(), lease_owner = NULL, attempts = 0,
-            unknown_streak = 0, replays = d.replays + 1, failed_at = NULL
-        FROM before b
-        WHERE d.id = b.id AND d.generation = b.generation AND b.state IN ('failed', 'dead_lettered')
-        RETURNING d.id
-    ), settled AS (
-        UPDATE replay_items i
-        SET previous_state = b.state, updated_at = now(),
-            state = CASE WHEN s.id IS NULL THEN 'conflict' ELSE 'replayed' END
-        FROM item
-        LEFT JOIN before b ON b.id = item.delivery_id
-        LEFT JOIN sent_again s ON s.id = item.delivery_id
-        WHERE i.replay_id = :id AND i.delivery_id = item.delivery_id
-    ), letter AS (
-        UPDATE dead_letters l SET status = 'replayed', updated_at = now()
-        FROM sent_again s WHERE l.delivery_id = s.id AND l.status = 'open'
-    ), audit AS (
-        INSERT INTO audit_events (tenant_id, action, subject, before, after, actor, reason, request_id, traceparent)
-        SELECT :tenant_id, 'delivery.replayed', s.id::text,
-               jsonb_build_object('state', b.state, 'attempts', b.attempts, 'class', b.last_class,
-                                  'status', b.last_status),
-               '{"state": "replayed", "attempts": 0}', :actor, :reason, :request_id, e.traceparent
-        FROM sent_again s JOIN before b ON b.id = s.id
-        JOIN deliveries d ON d.id = s.id LEFT JOIN events e ON e.id = d.event_id
-    )
-    SELECT (SELECT count(*) FROM sent_again) AS replayed, (SELECT count(*) FROM item) AS items
-    """
-)
-
-_FINISH = text(
-    "UPDATE replays SET state = 'done', due_at = NULL, done_at = now() WHERE id = :id AND state = 'requested'"
-)
-
 
 @dataclass(frozen=True, slots=True)
 class ReplayAnswer:
@@ -158,34 +103,36 @@ async def request_replay(
     connection: AsyncConnection,
     *,
     tenant_id: str,
-    request_id: str,
+    request_id: str | None = None,
+    delivery_id: UUID | None = None,
     reason: str,
     actor: str,
     idempotency_key: str | None = None,
     dry_run: bool = False,
 ) -> ReplayAnswer:
-    """Write down that every failed or dead-lettered delivery of a request id is to be sent again.
+    """Write down that every failed or dead-lettered delivery of a request id, or one of them, is to be sent again.
 
     Runs in the caller's transaction and wakes the poller when that commits. Deliveries in other states are left alone
-    and counted in `skipped`.
+    and counted in `skipped`. Exactly one of `request_id` and `delivery_id` is given.
 
     Raises:
         InvalidInput: no reason was given, or a text is empty or too long.
-        NotFound: the tenant has no delivery with this request id.
+        NotFound: the tenant has no delivery with this request id, or no such delivery.
         Conflict: none of them is failed or dead-lettered, or all that are have a replay waiting.
-        IdempotencyConflict: the key was used for another request id or reason.
+        IdempotencyConflict: the key was used for another request id, delivery or reason.
     """
-    if not reason.strip():
-        raise InvalidInput("reason: a replay needs one; say why it is sent again")
-    for name, value in (("request_id", request_id), ("reason", reason), ("idempotency_key", idempotency_key)):
-        if value is not None and (not value or len(value) > TEXT_MAX or "\0" in value):
-            raise InvalidInput(f"{name}: must have 1 to {TEXT_MAX} characters, none of them NUL")
-    digest = hashlib.sha256(json.dumps([request_id, reason], separators=(",", ":")).encode()).digest()
+    check_texts(request_id=request_id, reason=reason, idempotency_key=idempotency_key)
+    selects = [request_id] if delivery_id is None else ["delivery", str(delivery_id)]
+    digest = hashlib.sha256(json.dumps([*selects, reason], separators=(",", ":")).encode()).digest()
     if idempotency_key is not None and (answer := await _repeated(connection, tenant_id, idempotency_key, digest)):
         return answer
-    rows = (await connection.execute(_CANDIDATES, {"tenant_id": tenant_id, "request_id": request_id})).all()
+    where = {"tenant_id": tenant_id, "request_id": request_id, "delivery_id": delivery_id}
+    rows = (await connection.execute(_CANDIDATES if delivery_id is None else _ONE_CANDIDATE, where)).all()
+    if not rows and delivery_id is not None:
+        raise NotFound(f"tenant {tenant_id!r} has no delivery {delivery_id}")
     if not rows:
         raise NotFound(f"no delivery has request id {request_id!r} in tenant {tenant_id!r}")
+    request_id = str(rows[0].request_id)
     wanted = [r for r in rows if r.state in REPLAYABLE and not r.requested]
     skipped: dict[str, int] = {}
     for r in rows:
@@ -194,8 +141,9 @@ async def request_replay(
             skipped[label] = skipped.get(label, 0) + 1
     if not wanted:
         states = ", ".join(f"{count} {state}" for state, count in sorted(skipped.items()))
+        whose = f"request id {request_id!r}" if delivery_id is None else f"delivery {delivery_id}"
         raise Conflict(
-            f"nothing to replay for request id {request_id!r}: its deliveries are {states}; "
+            f"nothing to replay for {whose}: its deliveries are {states}; "
             "only failed and dead_lettered ones can be sent again"
         )
     listed = [
@@ -225,13 +173,22 @@ async def request_replay(
     }
     if not added:
         raise Conflict(f"request id {request_id!r} is being replayed already; wait for that replay to finish")
-    await connection.execute(text("SELECT pg_notify('homing_wake', '')"))
+    await connection.execute(WAKE_POLLER)
     return ReplayAnswer(replay_id, request_id, [d for d in listed if d["delivery_id"] in added], skipped)
 
 
+def check_texts(*, reason: str, **texts: str | None) -> None:
+    """Raise InvalidInput unless there is a reason, and every given text is fit to be kept."""
+    if not reason.strip():
+        raise InvalidInput("reason: a replay needs one; say why it is sent again")
+    for name, value in {"reason": reason, **texts}.items():
+        if value is not None and (not value or len(value) > TEXT_MAX or "\0" in value):
+            raise InvalidInput(f"{name}: must have 1 to {TEXT_MAX} characters, none of them NUL")
+
+
 async def _repeated(connection: AsyncConnection, tenant_id: str, key: str, digest: bytes) -> ReplayAnswer | None:
-    await connection.execute(_ONE_AT_A_TIME, {"tenant_id": tenant_id, "key": key})
-    row = (await connection.execute(_BY_KEY, {"tenant_id": tenant_id, "key": key})).one_or_none()
+    await connection.execute(ONE_AT_A_TIME, {"tenant_id": tenant_id, "key": key})
+    row = (await connection.execute(BY_KEY, {"tenant_id": tenant_id, "key": key})).one_or_none()
     if row is None:
         return None
     if bytes(row.body_digest) != digest:
@@ -250,36 +207,3 @@ async def _repeated(connection: AsyncConnection, tenant_id: str, key: str, diges
     )
     listed = [dict(i._mapping) for i in items]
     return ReplayAnswer(row.id, row.request_id, listed, row.skipped, repeated=True)
-
-
-async def claim_requested(connection: AsyncConnection, *, limit: int, lease_s: float) -> list[tuple[UUID, int]]:
-    """Claim at most `limit` replays for publication: their ids and generations. Skips what another poller holds."""
-    rows = await connection.execute(_CLAIM_REQUESTED_SKIPPING_LOCKED, {"limit": limit, "lease_s": lease_s})
-    return [(r.id, r.generation) for r in rows]
-
-
-async def carry_out_if_requested(connection: AsyncConnection, replay_id: UUID, generation: int) -> int | None:
-    """Send again what a replay asks for; returns how many deliveries, or None when the message was stale.
-
-    One transaction (the caller's). Guard: the replay is requested under this generation; each delivery is failed or
-    dead-lettered at this moment, else its item says conflict with the state it really had.
-    """
-    arguments = {"id": replay_id, "generation": generation}
-    replay = (await connection.execute(_LOCK_IF_REQUESTED, arguments)).one_or_none()
-    if replay is None:
-        return None
-    await connection.execute(_LOCK_DELIVERIES, {"id": replay_id})
-    done = (
-        await connection.execute(
-            _REPLAY_IF_FAILED_OR_DEAD_LETTERED,
-            {
-                "id": replay_id,
-                "tenant_id": replay.tenant_id,
-                "actor": replay.actor,
-                "reason": replay.reason,
-                "request_id": replay.request_id,
-            },
-        )
-    ).one()
-    await connection.execute(_FINISH, {"id": replay_id})
-    return int(done.replayed)

@@ -6,7 +6,7 @@ import structlog
 
 from app import failpoints
 from app.dead_letters import file_if_failed
-from app.replays import carry_out_if_requested
+from app.replay_batches import carry_out_if_requested
 from workers.messages import MessageRefused, parse_tickets
 from workers.runtime import Runtime
 

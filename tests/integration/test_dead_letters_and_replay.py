@@ -86,6 +86,7 @@ async def test_definite_failure_is_filed_without_retries_with_everything_to_send
         "last_http_status": 404,
         "attempts": 1,
         "status": "open",
+        "delete_when_resolved": False,
         "created_at": 0,
         "updated_at": 0,
     }

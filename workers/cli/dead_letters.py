@@ -1,4 +1,4 @@
-"""`homing dead-letters`: list and show them."""
+"""`homing dead-letters`: list, group and show them; `replay` and `drill` have modules of their own."""
 
 from __future__ import annotations
 
@@ -9,10 +9,30 @@ from uuid import UUID
 import typer
 
 from workers.cli.access import open_access
+from workers.cli.bulk_replay import replay
+from workers.cli.drill import drill
 from workers.cli.options import Json, Limit, Tenant, parse_since
 from workers.cli.output import give
+from workers.cli.selecting import (
+    After,
+    Before,
+    Delivery,
+    Endpoint,
+    Event,
+    EventType,
+    FailureClass,
+    Job,
+    LookBack,
+    RequestId,
+    Run,
+    Source,
+    Status,
+    selector_of,
+)
 
 app = typer.Typer(help="Dead letters: automatic attempts are over, evidence kept.")
+app.command("replay")(replay)
+app.command("drill")(drill)
 
 
 @app.command("list")
@@ -75,3 +95,48 @@ def show(
             lambda connection: show_dead_letter(connection, tenant_id=tenant, dead_letter_id=dead_letter_id)
         )
     give(found, as_json=as_json)
+
+
+@app.command("groups")
+def groups(
+    request_id: RequestId = None,
+    event: Event = None,
+    delivery: Delivery = None,
+    job: Job = None,
+    run: Run = None,
+    endpoint: Endpoint = None,
+    event_type: EventType = None,
+    failure_class: FailureClass = None,
+    status: Status = None,
+    source: Source = None,
+    look_back_minutes: LookBack = None,
+    after: After = None,
+    before: Before = None,
+    tenant: Tenant = "default",
+    limit: Limit = 50,
+    as_json: Json = False,
+) -> None:
+    """Group the open dead letters by cause: endpoint, class and status, or the error without its numbers."""
+    from dataclasses import asdict
+
+    from app.dead_letter_groups import groups as grouped
+
+    selector = selector_of(
+        request_id=request_id,
+        event_id=event,
+        delivery_id=delivery,
+        job=job,
+        run=run,
+        endpoint_id=endpoint,
+        event_type=event_type,
+        failure_class=failure_class,
+        http_status=status,
+        source=source,
+        look_back_minutes=look_back_minutes,
+        after=after,
+        before=before,
+    )
+    with open_access() as access:
+        rows = access.transact(lambda connection: grouped(connection, tenant, selector, limit))
+    columns = ("count", "endpoint_id", "failure_class", "http_status", "detail", "first_seen", "last_seen")
+    give([asdict(row) for row in rows], as_json=as_json, columns=columns, none="no open dead letter matches")

@@ -56,6 +56,7 @@ def _all(access: Access) -> list[Check]:
     async def look(engine: AsyncEngine) -> None:
         """Adds to `checks` as it goes, so that what was found before Postgres went away is told."""
         from app.migrate import current_revision, head_revision
+        from workers.cli.check_api import check_wall
         from workers.cli.check_database import (
             check_clock,
             check_lateness,
@@ -76,6 +77,7 @@ def _all(access: Access) -> list[Check]:
             checks.extend(await check_partitions(connection))
             checks.extend(await check_lateness(connection))
             checks.append(await check_transactions(connection))
+            checks.append(await check_wall(connection))
             if keys is not None:
                 checks.append(await check_secrets(connection, keys))
         checks.extend(await check_once_only(engine))

@@ -22,13 +22,33 @@ import typer
 from typer.core import TyperGroup
 
 from app import __version__
-from workers.cli import dead_letters, deliveries, doctor, endpoints, events, processes, replay, schema, status, tenants
+from workers.cli import (
+    api,
+    audit,
+    dead_letters,
+    deliveries,
+    doctor,
+    endpoints,
+    events,
+    keys,
+    processes,
+    replay,
+    replays,
+    schema,
+    smoke,
+    status,
+    tenants,
+)
 from workers.cli.failures import explain, tell
 
 #: Commands that other packages bring along: where they are, imported only when they run, and what the help says of them.
 BROUGHT_ALONG = {
     "demo": ("workers.demo.command:demo", "Run everything for real, kill a worker, and prove that nothing is lost."),
     "bench": ("workers.bench.command:bench", "Measure throughput and latency on real servers of its own."),
+    "chaos": (
+        "workers.chaos.command:chaos",
+        "Break things on purpose, on real servers, and prove that nothing is lost.",
+    ),
 }
 
 
@@ -81,14 +101,17 @@ def _homing(
     pass
 
 
-for _module in (processes, schema, status, doctor, replay):
+for _module in (processes, api, schema, status, doctor, smoke, replay):
     _module.register(app)
 for _group, _name in (
     (endpoints.app, "endpoints"),
     (tenants.app, "tenants"),
+    (keys.app, "keys"),
     (events.app, "events"),
     (deliveries.app, "deliveries"),
     (dead_letters.app, "dead-letters"),
+    (replays.app, "replays"),
+    (audit.app, "audit"),
 ):
     app.add_typer(_group, name=_name, no_args_is_help=True, rich_help_panel="Look and act")
 

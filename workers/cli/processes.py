@@ -25,7 +25,7 @@ def poller() -> None:
 
     settings = read_settings()
     with ensure_servers(settings) as servers:
-        _refuse_without_schema(servers.database_url)
+        refuse_without_schema(servers.database_url)
         stop_with_parent()
         run_poller(settings, servers.database_url, servers.redis_url)
 
@@ -40,7 +40,7 @@ def worker() -> None:
     settings = read_settings()
     with ensure_servers(settings) as servers:
         keys = SecretKeys.load(settings, embedded=settings.database_url is None)
-        _refuse_without_schema(servers.database_url)
+        refuse_without_schema(servers.database_url)
         stop_with_parent()
         run_worker(settings, servers.database_url, servers.redis_url, keys)
 
@@ -58,7 +58,7 @@ def up(
     Together(workers=workers, show_logs=show_logs, as_json=as_json).run()
 
 
-def _refuse_without_schema(database_url: str) -> None:
+def refuse_without_schema(database_url: str) -> None:
     """A clear end instead of an endless one. While Postgres is away nothing is refused: the process waits for it."""
     import psycopg
 
