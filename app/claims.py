@@ -32,7 +32,8 @@ class Claimed:
 _CLAIM_DUE_SKIPPING_LOCKED = text(
     """
     WITH due AS (
-        SELECT id, tenant_id, endpoint_id, state, generation, attempts, unknown_streak, lease_owner, last_attempt_at
+        SELECT id, tenant_id, event_id, endpoint_id, state, generation, attempts, unknown_streak, replays, lease_owner,
+               last_attempt_at
         FROM deliveries
         WHERE due_at <= now()
         ORDER BY due_at
@@ -70,6 +71,18 @@ _CLAIM_DUE_SKIPPING_LOCKED = text(
                CASE WHEN next_state <> 'failed' THEN now() END, lease_owner
         FROM judged WHERE expired
         ON CONFLICT (delivery_id, generation) DO NOTHING
+    ), audit AS (
+        INSERT INTO audit_events (tenant_id, action, subject, before, after, actor, reason, request_id, traceparent)
+        SELECT j.tenant_id,
+               CASE WHEN j.next_state <> 'failed' THEN 'delivery.retry_scheduled'
+                    WHEN j.replays > 0 THEN 'delivery.reprocess_failed'
+                    ELSE 'delivery.retry_exhausted' END,
+               j.id::text, jsonb_build_object('state', 'delivering', 'attempts', j.attempts),
+               jsonb_build_object('state', j.next_state, 'attempts', j.attempts, 'class', j.class),
+               'homing', 'no result was recorded before the lease ended', e.request_id, e.traceparent
+        FROM judged j
+        LEFT JOIN LATERAL (SELECT request_id, traceparent FROM events WHERE id = j.event_id LIMIT 1) e ON true
+        WHERE j.expired
     )
     SELECT id, generation, endpoint_id, state, expired FROM claimed
     """
