@@ -72,7 +72,7 @@ _START_IF_PUBLISHED = text(
             due_at = now() + :lease_s * interval '1 second', lease_owner = :worker
         FROM wanted w
         WHERE d.id = ANY(CAST(:ids AS uuid[])) AND d.id = w.id AND d.generation = w.generation
-          AND d.state IN ('pending', 'retry_scheduled', 'replayed')
+          AND d.state IN ('pending', 'retry_scheduled', 'replayed') AND d.lease_owner IS NOT NULL
           AND (SELECT p.status FROM endpoints p WHERE p.id = d.endpoint_id) = 'active'
         RETURNING d.id, d.generation, d.tenant_id, d.event_id, d.endpoint_id, d.attempts, d.replays, d.last_attempt_at,
                   (SELECT p.version FROM endpoints p WHERE p.id = d.endpoint_id) AS version
@@ -97,7 +97,8 @@ _PARK_IF_ENDPOINT_NOT_ACTIVE = text(
     SET due_at = 'infinity', lease_owner = NULL
     FROM unnest(CAST(:ids AS uuid[]), CAST(:generations AS integer[])) AS w (id, generation), closed
     WHERE d.id = ANY(CAST(:ids AS uuid[])) AND d.id = w.id AND d.generation = w.generation
-      AND d.state IN ('pending', 'retry_scheduled', 'replayed') AND d.endpoint_id = closed.id
+      AND d.state IN ('pending', 'retry_scheduled', 'replayed') AND d.lease_owner IS NOT NULL
+      AND d.endpoint_id = closed.id
     """
 )
 
@@ -179,7 +180,8 @@ async def start_if_published(
 ) -> list[Started]:
     """Count and lease an attempt of each delivery that may start: the last write before its request goes out.
 
-    Guard: the ticket's generation is the row's, its state is one of `STARTABLE`, and its endpoint is active. A ticket
+    Guard: the ticket's generation is the row's and is leased (a message that is read again after its result was recorded
+    finds no lease), its state is one of `STARTABLE`, and its endpoint is active. A ticket
     that fails the guard is left out of the answer and its row is untouched: it is stale, forged or paused.
     """
     rows = await connection.execute(

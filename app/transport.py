@@ -31,6 +31,8 @@ from app.connector import GetAddrInfo, JudgingConnector, addresses_of
 from app.outcome import AttemptResult, FailureClass, Outcome, classify_exception, classify_status
 from app.redaction import redact, redact_addresses
 
+TOKEN_MIN = 12
+"""Characters from which a part of an endpoint's path is taken for a token."""
 ERROR_MAX = 500
 """Characters of an error summary, at most."""
 METRICS_PORTS = 100
@@ -59,7 +61,7 @@ _SUMMARY = {
 class _BareRequest(aiohttp.ClientRequest):
     """A request with no headers of aiohttp's own; asking it to skip them would copy all headers for every request."""
 
-    DEFAULT_HEADERS: ClassVar[dict[str, str]] = {}
+    DEFAULT_HEADERS: ClassVar[dict[str, str]] = {}  # type: ignore[assignment, misc]
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +214,7 @@ class Transport:
         status = response.status
         excerpt: str | None = None
         if body and response.headers.get("content-encoding", "identity").strip().lower() == "identity":
-            excerpt = redact(body, self._keep_bytes) or None
+            excerpt = redact(_without_own_path(body, response.url), self._keep_bytes) or None
         if status == 101 or status > 599:
             # We never ask to switch protocols (RFC 9110 section 15.2.2), and beyond 599 nothing is defined (15).
             outcome, failure = Outcome.TRANSIENT, FailureClass.PROTOCOL
@@ -225,6 +227,14 @@ class Transport:
             retry_after_s = parse_retry_after(response.headers.get("retry-after"), datetime.now(UTC))
         error = f"HTTP {status}" + (": redirects are not followed" if 300 <= status <= 399 else "")
         return AttemptResult(outcome, failure, status, retry_after_s, error, excerpt, duration_s)
+
+
+def _without_own_path(body: bytes, url: URL) -> bytes:
+    """The body without the long parts of the endpoint's own path: for many receivers the path is the credential."""
+    for part in url.raw_path.split("/"):
+        if len(part) >= TOKEN_MIN:
+            body = body.replace(part.encode(), b"[redacted]")
+    return body
 
 
 @lru_cache(maxsize=4096)

@@ -227,7 +227,9 @@ async def test_only_a_start_counts_an_attempt(engine: AsyncEngine) -> None:
         assert await run(engine, STATEMENTS["release"], delivery, generation) == 1
         await rows(engine, "UPDATE deliveries SET due_at = now()")
     assert (await one(engine, "SELECT attempts, generation FROM deliveries")) == (0, 11)
-    assert await run(engine, STATEMENTS["start"], delivery, 11) == 1
+    assert await run(engine, STATEMENTS["start"], delivery, 11) == 0, "what was released has no lease"
+    assert await run(engine, STATEMENTS["expire"], delivery, 0) == 1
+    assert await run(engine, STATEMENTS["start"], delivery, 12) == 1
     assert (await one(engine, "SELECT attempts FROM deliveries")).attempts == 1
 
 
