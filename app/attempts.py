@@ -11,6 +11,8 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+#: Classes of failure that mark an endpoint as slow: it holds requests, or all of its connections are taken.
+SLOW_CLASSES = frozenset({"timeout", "connect_timeout", "own_fault"})
 #: A delivery's id and the generation it was published with: all that a message carries.
 Ticket = tuple[UUID, int]
 
@@ -158,6 +160,14 @@ _RECORD_IF_DELIVERING = text(
     """
 )
 
+_MARK_SLOW_UNLESS_MARKED = text(
+    """
+    UPDATE endpoints SET slow_until = now() + interval '30 seconds'
+    WHERE id IN (SELECT endpoint_id FROM deliveries WHERE id = ANY(CAST(:ids AS uuid[])))
+      AND (slow_until IS NULL OR slow_until < now() + interval '15 seconds')
+    """
+)
+
 _DISABLE_ENDPOINT_IF_ACTIVE = text(
     """
     WITH disabled AS (
@@ -252,6 +262,8 @@ async def record_if_delivering(
     arrays: dict[str, Any] = {name: [getattr(s, name) for s in settled] for name in columns}
     rows = await connection.execute(_RECORD_IF_DELIVERING, arrays | {"worker": worker})
     written = {(r.id, r.generation) for r in rows}
+    if slow := [s.delivery_id for s in settled if s.failure_class in SLOW_CLASSES]:
+        await connection.execute(_MARK_SLOW_UNLESS_MARKED, {"ids": slow})
     for result in settled:
         if result.disable_endpoint and (result.delivery_id, result.generation) in written:
             await connection.execute(

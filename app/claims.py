@@ -25,6 +25,8 @@ class Claimed:
     generation: int
     endpoint_id: UUID
     state: str
+    slow: bool = False
+    """Its endpoint has held requests lately: it travels apart, so that it cannot hold others up."""
 
 
 # An expired lease is judged here, in the claim itself: the attempt is stored with outcome unknown, it counts, and a
@@ -40,7 +42,7 @@ _CLAIM_DUE_SKIPPING_LOCKED = text(
         LIMIT :limit
         FOR UPDATE SKIP LOCKED
     ), judged AS (
-        SELECT due.*, due.state = 'delivering' AS expired,
+        SELECT due.*, due.state = 'delivering' AS expired, coalesce(p.slow_until > now(), false) AS slow,
                CASE WHEN due.state <> 'delivering' THEN due.state
                     WHEN due.unknown_streak + 1 >= :quarantine_after THEN 'failed'
                     WHEN due.attempts >= coalesce(p.max_attempts, 1) THEN 'failed'
@@ -61,7 +63,7 @@ _CLAIM_DUE_SKIPPING_LOCKED = text(
             failed_at = CASE WHEN j.next_state = 'failed' THEN coalesce(d.failed_at, now()) END
         FROM judged j
         WHERE d.id = ANY(ARRAY(SELECT id FROM due)) AND d.id = j.id AND d.generation = j.generation AND d.state = j.state
-        RETURNING d.id, d.generation, d.endpoint_id, d.state, j.expired
+        RETURNING d.id, d.generation, d.endpoint_id, d.state, j.expired, j.slow
     ), unknown_attempts AS (
         INSERT INTO delivery_attempts
             (delivery_id, generation, tenant_id, number, started_at, outcome, failure_class, retryable, error, retry_at,
@@ -84,7 +86,7 @@ _CLAIM_DUE_SKIPPING_LOCKED = text(
         LEFT JOIN LATERAL (SELECT request_id, traceparent FROM events WHERE id = j.event_id LIMIT 1) e ON true
         WHERE j.expired
     )
-    SELECT id, generation, endpoint_id, state, expired FROM claimed
+    SELECT id, generation, endpoint_id, state, expired, slow FROM claimed
     """
 )
 
@@ -123,7 +125,7 @@ async def claim_due(
             {"limit": limit, "owner": owner, "lease_s": lease_s, "quarantine_after": quarantine_after},
         )
     ).all()
-    return [Claimed(r.id, r.generation, r.endpoint_id, r.state) for r in rows], sum(r.expired for r in rows)
+    return [Claimed(r.id, r.generation, r.endpoint_id, r.state, r.slow) for r in rows], sum(r.expired for r in rows)
 
 
 async def release_if_claimed(

@@ -11,6 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 SESSION_OPTIONS = "-c statement_timeout=30s -c lock_timeout=10s -c idle_in_transaction_session_timeout=30s -c jit=off"
 
 
+#: A peer that has vanished without a word is noticed after about 20 s (libpq, "Parameter Key Words"; milliseconds for the last).
+KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 2, "tcp_user_timeout": 20_000}
+
+
 def sqlalchemy_url(database_url: str) -> str:
     """`postgresql://...` (or `postgres://...`) with the driver that Homing uses, psycopg 3."""
     scheme, separator, rest = database_url.partition("://")
@@ -35,6 +39,7 @@ def make_engine(database_url: str, *, name: str, pool_size: int) -> AsyncEngine:
             "connect_timeout": 5,
             "options": SESSION_OPTIONS,
             "prepare_threshold": 3,
+            **KEEPALIVE,
         },
     )
 
@@ -44,7 +49,8 @@ def make_unpooled_engine(database_url: str, *, name: str) -> AsyncEngine:
     return create_async_engine(
         sqlalchemy_url(database_url),
         poolclass=NullPool,
-        connect_args={"application_name": f"homing-{name}", "connect_timeout": 5, "options": SESSION_OPTIONS},
+        connect_args={"application_name": f"homing-{name}", "connect_timeout": 5, "options": SESSION_OPTIONS}
+        | KEEPALIVE,
     )
 
 

@@ -102,9 +102,11 @@ _TAKE_AND_FAN_OUT = text(
         FROM matched
         RETURNING id, generation, endpoint_id, state
     )
-    SELECT id, generation, endpoint_id, state, NULL::boolean AS duplicate FROM fanned_out
+    SELECT f.id, f.generation, f.endpoint_id, f.state, NULL::boolean AS duplicate,
+           coalesce((SELECT p.slow_until > now() FROM endpoints p WHERE p.id = f.endpoint_id), false) AS slow
+    FROM fanned_out f
     UNION ALL
-    SELECT NULL, NULL, NULL, NULL, true FROM event WHERE duplicate_of IS NOT NULL
+    SELECT NULL, NULL, NULL, NULL, true, false FROM event WHERE duplicate_of IS NOT NULL
     """
 )
 
@@ -227,7 +229,7 @@ async def _take(
         duplicates=duplicates,
         deliveries=len(made) - duplicates,
         rejected=len(refused),
-        claimed=[Claimed(r.id, r.generation, r.endpoint_id, r.state) for r in made if r.generation],
+        claimed=[Claimed(r.id, r.generation, r.endpoint_id, r.state, r.slow) for r in made if r.generation],
     )
 
 

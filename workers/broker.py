@@ -15,7 +15,7 @@ from redis.retry import Retry
 from app.config import Settings
 from workers import keys
 from workers.consumer import HomingConsumer
-from workers.messages import CONTROL_QUEUE
+from workers.messages import CONTROL_QUEUE, SLOW_QUEUE
 from workers.metrics import WorkerMetrics
 
 #: Longest that an idle consumer blocks before it looks again, in seconds; also how long a stop may go unnoticed.
@@ -47,7 +47,7 @@ class HomingBroker(RedisBroker):
         self.dead_after_ms = int(settings.lease_s * 3000)
         #: Ids that this process's threads are working on or have waiting, per queue; outlives a reconnect.
         self.in_flight: defaultdict[str, set[bytes]] = defaultdict(set)
-        self._prefetch = {CONTROL_QUEUE: 2}
+        self._prefetch = {CONTROL_QUEUE: 2, SLOW_QUEUE: max(1, settings.worker_threads // 2)}
         self._default_prefetch = settings.worker_threads
         self._scripts = {name: client.register_script(keys.script(name)) for name in ("fetch", "settle", "sweep")}
 

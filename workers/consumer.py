@@ -9,6 +9,7 @@ was fetched and not worked on goes back into the queue; time-outs are treated li
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ from workers.messages import MESSAGE_MAX_BYTES
 if TYPE_CHECKING:
     from workers.broker import HomingBroker
 
+#: Longest that a consumer without room waits before it looks again, in seconds; an acknowledgement wakes it earlier.
+SLOT_WAIT_S = 0.05
 #: Seconds between two sweeps of dead consumers' leftovers.
 SWEEP_EVERY_S = 30.0
 #: Types that Redis must show for the five keys of a queue; a key of another type was not made by Homing.
@@ -46,19 +49,29 @@ class HomingConsumer(Consumer):
         self._buffer: list[tuple[bytes, bytes]] = []
         self._in_flight = broker.in_flight[queue_name]
         self._swept_at = 0.0
+        self._slot_free = threading.Event()
         self._taken = keys.taken_key(queue_name, broker.consumer_id)
         self._put_back_leftovers()
 
     def __next__(self) -> MessageProxy | None:
         try:
-            if not self._buffer and (room := self._prefetch - len(self._in_flight)) > 0:
-                self._buffer = self._fetch(room)
+            queue_is_empty = False
+            if not self._buffer:
+                if (room := self._prefetch - len(self._in_flight)) > 0:
+                    self._buffer = self._fetch(room)
+                    queue_is_empty = not self._buffer
+                else:
+                    self._slot_free.wait(SLOT_WAIT_S)
+                    self._slot_free.clear()
             while self._buffer:
                 message_id, payload = self._buffer.pop(0)
                 if (message := self._decode(message_id, payload)) is not None:
                     self._in_flight.add(message_id)
                     return MessageProxy(message)
             self._sweep()
+            if not queue_is_empty:
+                # Nothing but rubbish, or no room: there may be more, so it must not sleep on the wake list.
+                return None
             self._broker.client.blpop([keys.wake_key(self._queue)], timeout=self._idle_timeout_s)
         except redis.ResponseError as error:
             self._remove_foreign_keys(error)
@@ -134,9 +147,13 @@ class HomingConsumer(Consumer):
             raise ConnectionClosed(error) from None  # type: ignore[no-untyped-call]
         except redis.ResponseError as error:
             # Redis refuses (read-only, out of memory): Dramatiq gives up, so the room must not stay taken.
-            self._in_flight.difference_update(ids)
+            self._give_room_back(ids)
             self._remove_foreign_keys(error)
+        self._give_room_back(ids)
+
+    def _give_room_back(self, ids: list[bytes]) -> None:
         self._in_flight.difference_update(ids)
+        self._slot_free.set()
 
     def _run_settle(self, verb: str, ids: list[bytes]) -> None:
         if ids:

@@ -1,4 +1,4 @@
-"""Names of everything that Homing keeps in Redis, and its scripts. Two queues, five keys each, and one sentinel.
+"""Names of everything that Homing keeps in Redis, and its scripts. Three queues, five keys each, and one sentinel.
 
     homing:<queue>                   list of message ids, oldest first
     homing:<queue>.msgs              hash of message id -> message (a few kB at most)

@@ -16,6 +16,8 @@ from app.claims import Claimed
 
 #: Queue of the deliver actor.
 DELIVER_QUEUE = "deliver"
+#: Queue of the deliver actor for endpoints that have held requests lately; at most half of a worker's threads serve it.
+SLOW_QUEUE = "slow"
 #: Queue of the dead-letter and replay actors, so that they never wait behind a backlog of deliveries.
 CONTROL_QUEUE = "control"
 #: Largest message that is looked at; a full chunk has about 2.5 kB.

@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import failpoints
 from app.audit import CHAIN_BATCH, CHAIN_EVERY_S, chain_audit, recent_heads
-from app.claims import Claimed, claim_due, release_all_published_not_started, release_if_claimed
+from app.claims import Claimed, claim_due, for_dead_letter, release_all_published_not_started, release_if_claimed
 from app.config import Settings
 from app.db import make_engine
 from app.dead_letters import remove_if_resolved
@@ -47,7 +47,7 @@ HEADS_EVERY_S = 600.0
 #: Replays published in one cycle, at most.
 REPLAYS_MAX = 50
 #: Seconds a poller waits after Redis refused, at first and at most; doubles in between.
-REDIS_PAUSE_S = (0.2, 5.0)
+REDIS_PAUSE_S = (0.2, 2.0)
 #: A cycle older than this means that the poller is stuck.
 STALLED_AFTER_S = 60.0
 
@@ -221,6 +221,7 @@ class Poller:
         if not claimed:
             return
         try:
+            claimed = await self._without_crowd(claimed)
             for queue, count in (await self._publisher.publish(claimed, waiting=waiting)).items():
                 self.metrics.published.labels(queue).inc(count)
             failpoints.reach("publish.done")
@@ -229,6 +230,15 @@ class Poller:
             async with self._engine.begin() as connection:
                 await release_if_claimed(connection, claimed, owner=self.name, delay_s=0.5 + random.random())
             raise
+
+    async def _without_crowd(self, claimed: list[Claimed]) -> list[Claimed]:
+        """What is to be published now: while the slow queue is full, what would join it waits in Postgres."""
+        slow = [c for c in claimed if c.slow and not for_dead_letter(c)]
+        if not slow or await self._publisher.slow_waiting() < self._settings.publish_ahead:
+            return claimed
+        async with self._engine.begin() as connection:
+            await release_if_claimed(connection, slow, owner=self.name, delay_s=1.0 + random.random())
+        return [c for c in claimed if c not in slow]
 
     async def _publish_replays(self) -> int:
         async with self._engine.begin() as connection:

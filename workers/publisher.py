@@ -13,7 +13,7 @@ from redis.retry import Retry
 from app.attempts import Ticket
 from app.claims import Claimed, for_dead_letter
 from workers import keys
-from workers.messages import CONTROL_QUEUE, DELIVER_QUEUE, TICKETS_MAX, chunks, encode
+from workers.messages import CONTROL_QUEUE, DELIVER_QUEUE, SLOW_QUEUE, TICKETS_MAX, chunks, encode
 
 #: Seconds after which Redis counts as away; its stalls must not become the poller's.
 TIMEOUT_S = 2.0
@@ -44,14 +44,23 @@ class Publisher:
 
     async def publish(self, claimed: Sequence[Claimed], *, waiting: int) -> dict[str, int]:
         """Publish claimed deliveries, in chunks, to the actor that each is for; returns deliveries by queue."""
-        to_deliver = [c for c in claimed if not for_dead_letter(c)]
+        to_deliver = [c for c in claimed if not for_dead_letter(c) and not c.slow]
+        to_slow = [c for c in claimed if not for_dead_letter(c) and c.slow]
         to_file = [(c.delivery_id, c.generation) for c in claimed if for_dead_letter(c)]
         messages: dict[str, list[tuple[str, bytes]]] = defaultdict(list)
         for chunk in chunks(to_deliver, size_max=self._chunk_max, waiting=waiting):
             messages[DELIVER_QUEUE].append(encode(DELIVER_QUEUE, "deliver", chunk))
+        # Apart, and always in full chunks: what waits for a slow endpoint shares threads with nothing else.
+        for chunk in chunks(to_slow, size_max=self._chunk_max, waiting=1):
+            messages[SLOW_QUEUE].append(encode(SLOW_QUEUE, "deliver_slow", chunk))
         messages[CONTROL_QUEUE] = _control("dead_letter", to_file)
         await self._push(messages)
-        return {DELIVER_QUEUE: len(to_deliver), CONTROL_QUEUE: len(to_file)}
+        counts = {DELIVER_QUEUE: len(to_deliver), CONTROL_QUEUE: len(to_file)}
+        return counts | {SLOW_QUEUE: len(to_slow)} if to_slow else counts
+
+    async def slow_waiting(self) -> int:
+        """How many messages wait for slow endpoints."""
+        return int(await self._client.llen(keys.queue_key(SLOW_QUEUE)))
 
     async def publish_replays(self, tickets: Sequence[Ticket]) -> None:
         """Publish requested replays to the replay actor."""

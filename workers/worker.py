@@ -22,7 +22,7 @@ from workers.broker import HomingBroker
 from workers.control import dead_letter, replay
 from workers.deliver import deliver
 from workers.loop import UvloopIO
-from workers.messages import CONTROL_QUEUE, DELIVER_QUEUE
+from workers.messages import CONTROL_QUEUE, DELIVER_QUEUE, SLOW_QUEUE
 from workers.retries import AttemptsFailed, Retries
 from workers.runtime import Runtime
 
@@ -47,6 +47,7 @@ def make_broker(
     ]
     broker = HomingBroker(settings, redis_url, runtime.metrics, middleware)
     _declare(broker, runtime, deliver, DELIVER_QUEUE)
+    _declare(broker, runtime, deliver, SLOW_QUEUE, name="deliver_slow")
     _declare(broker, runtime, dead_letter, CONTROL_QUEUE)
     _declare(broker, runtime, replay, CONTROL_QUEUE)
     return broker, runtime
@@ -55,11 +56,11 @@ def make_broker(
 Work = Callable[[Runtime, object, object], Awaitable[None]]
 
 
-def _declare(broker: HomingBroker, runtime: Runtime, work: Work, queue: str) -> None:
+def _declare(broker: HomingBroker, runtime: Runtime, work: Work, queue: str, name: str | None = None) -> None:
     async def actor(ids: object, generations: object) -> None:
         await work(runtime, ids, generations)
 
-    name = work.__name__
+    name = name or work.__name__
     dramatiq.actor(broker=broker, queue_name=queue, actor_name=name, throws=(AttemptsFailed,))(actor)
 
 

@@ -46,6 +46,9 @@ CREATE TABLE endpoints (
     retry_cap_s      double precision NOT NULL DEFAULT 3600 CHECK (retry_cap_s BETWEEN 0 AND 604800),
     retry_jitter     double precision NOT NULL DEFAULT 0.2 CHECK (retry_jitter BETWEEN 0 AND 1),
     retry_schedule_s double precision[],                        -- explicit delays instead of base and factor; null: none
+    slow_until       timestamptz,                               -- null; set half a minute ahead when an attempt timed out
+                                                                -- or found no free connection: until then its deliveries
+                                                                -- travel in a queue of their own
     version          integer NOT NULL DEFAULT 1,                -- +1 with every change of the row or of its secrets;
                                                                 -- workers keep what they loaded until it differs
     created_at       timestamptz NOT NULL DEFAULT now(),        -- never

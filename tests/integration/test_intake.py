@@ -68,7 +68,7 @@ async def test_delivery_for_a_paused_endpoint_waits(engine: AsyncEngine) -> None
     await make_endpoint(engine, status="paused")
     await make_outbox_event(engine)
     assert await take(engine) == Intake(taken=1, deliveries=1)
-    delivery = await one(engine, "UPDATE deliveries SET generation = 1 RETURNING id")
+    delivery = await one(engine, "UPDATE deliveries SET generation = 1, lease_owner = 'o' RETURNING id")
     async with engine.begin() as connection:
         assert await start_if_published(connection, [(delivery.id, 1)], worker="w", lease_s=20) == []
         assert await park_if_endpoint_not_active(connection, [(delivery.id, 1)]) == 1

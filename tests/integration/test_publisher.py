@@ -72,3 +72,13 @@ async def test_unreachable_redis_is_said_so() -> None:
     with pytest.raises(redis.RedisError):
         await publisher.publish([Claimed(uuid4(), 1, uuid4(), "pending")], waiting=0)
     await publisher.close()
+
+
+async def test_deliveries_of_slow_endpoints_travel_in_a_queue_of_their_own(redis_url: str) -> None:
+    publisher = Publisher(redis_url, chunk_max=50)
+    quick = [Claimed(uuid4(), 1, uuid4(), "pending") for _ in range(3)]
+    slow = [Claimed(uuid4(), 1, uuid4(), "retry_scheduled", slow=True) for _ in range(120)]
+    assert await publisher.publish([*quick, *slow], waiting=0) == {"deliver": 3, "slow": 120, "control": 0}
+    assert (await publisher.waiting())[0] == 3
+    assert await publisher.slow_waiting() == 3, "full chunks"
+    await publisher.close()

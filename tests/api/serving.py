@@ -1,0 +1,48 @@
+"""The API as it is really run: a process of its own, on a port, with its own Postgres database."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from app.config import load_settings
+from app.sealing import SecretKeys
+from workers.processes import Processes
+
+
+@contextmanager
+def served(folder: Path, database_url: str, redis_url: str) -> Iterator[tuple[str, Processes]]:
+    """Where it serves, and its process `api`."""
+    SecretKeys.load(load_settings(home=folder), embedded=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = dict(os.environ) | {
+        "HOMING_DATABASE_URL": database_url,
+        "HOMING_REDIS_URL": redis_url,
+        "HOMING_SECRET_KEYS_FILE": str(folder / "secret_keys"),
+        "HOMING_API_PORT": str(port),
+        "HOMING_LOG_LEVEL": "warning",
+    }
+    url = f"http://127.0.0.1:{port}"
+    with Processes(environment, folder) as processes:
+        processes.start("api")
+        _wait_until_it_answers(url, folder / "api.log", processes)
+        yield url, processes
+
+
+def _wait_until_it_answers(url: str, log: Path, processes: Processes) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not processes.exited():
+        try:
+            if httpx.get(f"{url}/livez", timeout=1, trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.05)
+    raise AssertionError(f"the API does not answer: {log.read_text(encoding='utf-8')}")
