@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     chunk_max: Annotated[int, Field(ge=1, le=50)] = 50
     """Deliveries in one message, at most; also the most duplicates that killing one chunk can cause."""
     connections_per_endpoint: Annotated[int, Field(ge=1, le=1000)] = 100
-    """Connections that one worker process opens to one host and port, at most."""
+    """Requests that one worker process has under way to one endpoint, at most."""
     quarantine_after: Annotated[int, Field(ge=1, le=100)] = 5
     """Attempts in a row that end without a recorded result (their worker died) before a delivery is dead-lettered."""
 

@@ -13,7 +13,6 @@ import asyncio
 import io
 import ssl
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from time import monotonic
@@ -64,16 +63,10 @@ class _BareRequest(aiohttp.ClientRequest):
     DEFAULT_HEADERS: ClassVar[dict[str, str]] = {}  # type: ignore[assignment, misc]
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    url: URL
-    origin: str
-
-
 class Transport:
     """Sends attempts over pooled connections; an async context manager.
 
-    Each scheme, host and port has at most `connections_per_endpoint` requests under way. Waiting for a place is not
+    Each endpoint, by its URL, has at most `connections_per_endpoint` requests under way. Waiting for a place is not
     part of the attempt: the deadline starts afterwards, and when no place comes free in the time that the lease
     leaves, the result is our own fault and does not count.
 
@@ -99,7 +92,7 @@ class Transport:
             u.get_secret_value() for u in (settings.database_url, settings.redis_url) if u is not None
         ]
         self._getaddrinfo = getaddrinfo
-        # Weak: an origin is forgotten when nobody holds or awaits a place.
+        # By URL and not by host: many customers share one. Weak: a URL is forgotten when nobody holds or awaits a place.
         self._slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         # One of each for https and for http: what an address may be called with depends on it.
         self._connectors: dict[str, JudgingConnector] = {}
@@ -149,12 +142,12 @@ class Transport:
             asyncio.CancelledError: the caller gave up; the connection is closed.
         """
         try:
-            target = _parse(url)
+            parsed = _parse(url)
         except ValueError:
             return _failed(Outcome.DEFINITE, FailureClass.INVALID_URL, 0.0)
-        slot = self._slots.get(target.origin)
+        slot = self._slots.get(url)
         if slot is None:
-            slot = self._slots[target.origin] = asyncio.Semaphore(self._slots_each)
+            slot = self._slots[url] = asyncio.Semaphore(self._slots_each)
         try:
             if slot.locked():
                 async with asyncio.timeout(self._slot_wait_s):
@@ -164,7 +157,7 @@ class Transport:
         except TimeoutError:
             return _failed(Outcome.TRANSIENT, FailureClass.OWN_FAULT, 0.0)
         try:
-            return await self._attempt(target.url, headers, body)
+            return await self._attempt(parsed, headers, body)
         finally:
             slot.release()
 
@@ -238,12 +231,12 @@ def _without_own_path(body: bytes, url: URL) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def _parse(url: str) -> _Target:
+def _parse(url: str) -> URL:
     # As it is: encoding it again could change what the endpoint's owner wrote.
     parsed = URL(url, encoded=True)
     if parsed.scheme not in ("http", "https") or not parsed.raw_host or parsed.user or parsed.password:
         raise ValueError
-    return _Target(parsed, f"{parsed.scheme}://{parsed.raw_host}:{parsed.port}")
+    return parsed
 
 
 def _failed(

@@ -6,6 +6,7 @@ Run several processes, not several forks: Dramatiq's own command stops all sibli
 from __future__ import annotations
 
 import logging
+import resource
 import signal
 import threading
 from collections.abc import Awaitable, Callable
@@ -27,6 +28,9 @@ from workers.retries import AttemptsFailed, Retries
 from workers.runtime import Runtime
 
 log = structlog.get_logger(__name__)
+
+#: Open files that a worker asks the system for.
+FILES_WANTED = 8192
 
 
 def make_broker(
@@ -64,6 +68,14 @@ def _declare(broker: HomingBroker, runtime: Runtime, work: Work, queue: str, nam
     dramatiq.actor(broker=broker, queue_name=queue, actor_name=name, throws=(AttemptsFailed,))(actor)
 
 
+def _allow_connections() -> None:
+    """Use as many file descriptors as the system grants: a full set of chunks has 800 requests under way."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, FILES_WANTED)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def run_worker(settings: Settings, database_url: str, redis_url: str, keys: SecretKeys) -> None:
     """Work until SIGTERM or SIGINT, then finish what is under way (a deadline at most) and put the rest back."""
     configure_logging(settings.log_level, process="worker")
@@ -76,6 +88,7 @@ def run_worker(settings: Settings, database_url: str, redis_url: str, keys: Secr
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
+    _allow_connections()
     broker, runtime = make_broker(settings, database_url, redis_url, keys)
     worker = dramatiq.Worker(broker, worker_threads=settings.worker_threads, worker_timeout=1000)
     worker.start()

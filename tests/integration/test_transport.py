@@ -430,6 +430,20 @@ async def test_waiting_for_a_connection_is_our_own_fault_and_sends_nothing() -> 
     assert [result.counts for result in results] == [True, False]
 
 
+async def test_endpoint_that_hangs_takes_no_places_from_another_of_the_same_host() -> None:
+    async def by_path(request: play.Request, connection: play.Connection) -> None:
+        await (play.silent if request.target == "/hangs" else play.ok)(request, connection)
+
+    async with Receiver(by_path) as receiver, Transport(settings(connections_per_endpoint=2)) as transport:
+        origin = receiver.url.rpartition("/")[0]
+        hanging = [asyncio.create_task(transport.post(f"{origin}/hangs", HEADERS, BODY)) for _ in range(4)]
+        while len(receiver.requests) < 2:
+            await asyncio.sleep(0)
+        assert (await transport.post(f"{origin}/well", HEADERS, BODY)).outcome is Outcome.DELIVERED
+        assert not any(task.done() for task in hanging)
+        await asyncio.gather(*hanging)
+
+
 async def test_waiting_for_a_connection_does_not_shorten_the_deadline() -> None:
     limits = settings(connections_per_endpoint=1, lease_s=30)
     async with Receiver(play.silent) as receiver, Transport(limits) as transport:
