@@ -31,8 +31,7 @@ _WORK_WAITING = text(
 _BACKLOG = text(
     f"""
     SELECT (SELECT count(*) FROM (SELECT FROM outbox_events LIMIT {COUNT_MAX}) AS o) AS outbox_waiting,
-           coalesce((SELECT extract(epoch FROM clock_timestamp()
-                     - least(greatest(o.created_at, '2000-01-01'), clock_timestamp()))
+           coalesce((SELECT extract(epoch FROM clock_timestamp() - least(greatest(o.created_at, '2000-01-01'), now()))
                      FROM outbox_events o ORDER BY o.id LIMIT 1), 0)::float8 AS outbox_oldest_s,
            (SELECT count(*) FROM (SELECT FROM outbox_rejected LIMIT {COUNT_MAX}) AS r) AS set_aside,
            (SELECT count(*) FROM (SELECT FROM deliveries WHERE due_at <= now() LIMIT {COUNT_MAX}) AS d) AS due,

@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from time import monotonic
 from types import TracebackType
-from typing import ClassVar
 from weakref import WeakValueDictionary
 
 import aiohttp
@@ -60,7 +59,8 @@ _SUMMARY = {
 class _BareRequest(aiohttp.ClientRequest):
     """A request with no headers of aiohttp's own; asking it to skip them would copy all headers for every request."""
 
-    DEFAULT_HEADERS: ClassVar[dict[str, str]] = {}  # type: ignore[assignment, misc]
+    def update_auto_headers(self, skip_auto_headers: Iterable[str] | None) -> None:
+        """Add none."""
 
 
 class Transport:

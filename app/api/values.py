@@ -77,13 +77,15 @@ Moment = Annotated[
 
 #: Request ids, types and their like, in requests.
 Word = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00]+$")]
+# Spelled out: regular expressions of different languages mean different things by \s.
+_BLANK = r"\x00-\x20\x7f-\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
 #: Why somebody does something.
 Reason = Annotated[
     str,
     Field(
         min_length=1,
         max_length=1000,
-        pattern=r"^[^\x00]*[^\x00-\x20\x7f-\xa0\s][^\x00]*$",
+        pattern=rf"^[^\x00]*[^{_BLANK}][^\x00]*$",
         description="Why; kept in the audit trail.",
         examples=["receiver was down, mended now"],
     ),

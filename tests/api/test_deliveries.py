@@ -189,7 +189,8 @@ async def test_retry_of_what_did_not_run_out_is_a_conflict(
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"reason": ""}, {"reason": "  "}, {"reason": "\x1e\u3000"}, {"reason": "x", "more": 1}, {"reason": 1}]
+    "body",
+    [{}, {"reason": ""}, {"reason": "  "}, {"reason": "\x1e\u3000\ufeff"}, {"reason": "x", "more": 1}, {"reason": 1}],
 )
 async def test_retry_needs_a_reason(client: httpx.AsyncClient, engine: AsyncEngine, body: dict[str, object]) -> None:
     delivery = await make_delivery(engine, "failed")
