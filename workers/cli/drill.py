@@ -226,7 +226,8 @@ class _Drill:
             await connection.execute(text(_SET_STATUS), {"id": self.endpoint_id, "status": "active"})
             rows = (await connection.execute(text(_REPLAYED), {"id": self.endpoint_id})).all()
             fresh = sum(row.fresh for row in rows)
-            tickets = [(row.id, row.generation) for row in rows]
+            leased = await connection.execute(text(_LEASE_REPLAYED), {"id": self.endpoint_id})
+            tickets = [(row.id, row.generation) for row in leased]
             written: set[tuple[UUID, int]] = set()
             if tickets:
                 await start_if_published(connection, tickets, worker="drill", lease_s=20)
@@ -276,6 +277,12 @@ _SAMPLES = """
     SELECT :tenant, e.id, :endpoint, 'failed', 'infinity', 1, 5, now(), 'transient', 'http_status', 503,
            'a sample of the drill', now()
     FROM e
+    RETURNING id, generation
+"""
+#: What the poller's claim does, for the drill's own rows only.
+_LEASE_REPLAYED = """
+    UPDATE deliveries SET generation = generation + 1, lease_owner = 'drill', due_at = now() + interval '20 seconds'
+    WHERE endpoint_id = :id AND state = 'replayed'
     RETURNING id, generation
 """
 _REPLAYED = """
