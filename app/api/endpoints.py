@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -10,9 +9,10 @@ from pydantic import Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import Response
 
+from app.api.etags import IfMatch, is_still, tags_that_may_match
 from app.api.guarded_route import GuardedRoute
 from app.api.pages import Listed, Paged, answer_page
-from app.api.problems import FieldError, Problem
+from app.api.problems import Problem
 from app.api.surroundings import caller_of, surroundings_of
 from app.api.values import Body, EndpointId, Id, Moment, Name, Reason, Shown, Whole
 from app.api.writes import Answer, Write, write_of
@@ -22,10 +22,6 @@ from app.endpoints import create_endpoint
 from app.listings import page_of_endpoints
 
 router = APIRouter(route_class=GuardedRoute, tags=["endpoints"])
-
-# RFC 9110 section 8.8.3; a weak one never matches.
-_TAGS = re.compile(r'\s*(?:W/)?"[!#-~]*"\s*(?:,\s*(?:W/)?"[!#-~]*"\s*)*|\s*\*\s*')
-_STRONG = re.compile(r'(?<!W/)"[!#-~]*"|\*')
 
 # Canonical base64 (RFC 4648 section 4) of 24 to 64 bytes.
 _OWN_KEY = (
@@ -49,14 +45,6 @@ Secret = Annotated[
     Field(
         pattern=_OWN_KEY,
         description="Your own signing secret: `whsec_` and base64 of 24 to 64 bytes. By default one is made.",
-    ),
-]
-IfMatch = Annotated[
-    str | None,
-    Header(
-        alias="If-Match",
-        description="The ETag that you have seen: refused with 412 if the endpoint has changed since.",
-        json_schema_extra={"pattern": '^("[0-9]{1,9}-[0-9]"|\\*)$', "example": '"3-1"'},
     ),
 ]
 
@@ -205,7 +193,7 @@ async def show(
     async with surroundings_of(request).transaction(tenant) as connection:
         found = await endpoint_with_keys(connection, tenant_id=tenant, endpoint_id=endpoint_id)
     tag = etag_of(found)
-    if if_none_match is not None and (tag in if_none_match or if_none_match.strip() == "*"):
+    if is_still(if_none_match, tag):
         return Response(status_code=304, headers={"etag": tag})
     return _answer(found)
 
@@ -223,7 +211,7 @@ async def change(
     if wanted.policy is not None:
         policy = wanted.policy.model_dump(exclude_unset=True)
         changes["policy"] = {n: v for n, v in policy.items() if v is not None or n == "schedule_s"}
-    tags = _tags(if_match)
+    tags = tags_that_may_match(if_match)
 
     async def work(connection: AsyncConnection) -> Answer:
         try:
@@ -250,7 +238,7 @@ async def archive(
     if_match: IfMatch = None,
 ) -> Response:
     """Never call it again. It keeps its history; what still waits for it stays where it is."""
-    tags = _tags(if_match)
+    tags = tags_that_may_match(if_match)
 
     async def work(connection: AsyncConnection) -> Answer:
         try:
@@ -267,15 +255,6 @@ async def archive(
         return Answer(204)
 
     return await write.once(work)
-
-
-def _tags(if_match: str | None) -> list[str] | None:
-    if if_match is None or not if_match.strip():
-        return None if if_match is None else []
-    if not _TAGS.fullmatch(if_match):
-        error = FieldError(pointer="header/If-Match", detail="must be an ETag as it was sent, in quotes")
-        raise Problem("INT-400-INVALID-PAYLOAD", "The request is not valid; see errors.", errors=[error])
-    return _STRONG.findall(if_match)
 
 
 def _fields(row: dict[str, Any]) -> dict[str, Any]:

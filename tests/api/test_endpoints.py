@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from uuid import uuid4
 
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.api.etags import IF_MATCH_PATTERN
 from app.endpoints import load_endpoints
 from app.sealing import SecretKeys
 from app.signing import parse_secret
@@ -100,19 +102,55 @@ async def test_of_two_editors_who_saw_the_same_one_is_refused(client: httpx.Asyn
 
 
 @pytest.mark.parametrize(
-    ("tag", "status"), [('"1-1"', 200), ("*", 200), ('"9-1", "1-1"', 200), ('W/"1-1"', 412), ("1-1", 400)]
+    ("tag", "status"),
+    [
+        *(('"1-1"', 200), ("*", 200), (' "1-1"\t', 200), ('"9-1", "1-1"', 200), ('"9-1",, "1-1",', 200)),
+        *(('W/"a","1-1"', 200), ('"a,b","1-1"', 200)),
+        *(
+            ('W/"1-1"', 412),
+            ('"abc"', 412),
+            ('W/"*"', 412),
+            ('"*"', 412),
+            ('"a*b"', 412),
+            ('W/"a","b"', 412),
+            ('""', 412),
+        ),
+        *(("", 400), (" ", 400), ("1-1", 400), (",", 400), ('"1-1', 400), ('"a b"', 400), ('"1-1" "2-1"', 400)),
+        *(('*, "1-1"', 400), ('w/"1-1"', 400), ('"é"', 400)),
+    ],
 )
 async def test_if_match_is_compared_as_rfc_9110_says(client: httpx.AsyncClient, tag: str, status: int) -> None:
-    made = await create(client)
-    answer = await client.patch(f"/v1/endpoints/{made['id']}", json={"name": "x"}, headers={"if-match": tag})
-    assert answer.status_code == status
+    path = f"/v1/endpoints/{(await create(client))['id']}"
+    headers = {"if-match": tag.encode("latin-1")}
+    for answer in (
+        await client.patch(path, json={"name": "x"}, headers=headers),
+        await client.delete(path, headers=headers | {"if-match": tag.replace("1-1", "2-1").encode("latin-1")}),
+    ):
+        if status == 400:
+            assert problem_of(answer, 400, "INT-400-INVALID-PAYLOAD")["errors"][0]["pointer"] == "header/If-Match"
+        assert answer.status_code in ((200, 204) if status == 200 else (status,)), answer.text
+
+
+def test_if_match_is_described_as_what_is_accepted() -> None:
+    for tags, fits in (
+        ("", False),
+        ('"3-1"', True),
+        ('"abc"', True),
+        ('W/"1-1", "2"', True),
+        ("*", True),
+        ("3-1", False),
+    ):
+        assert bool(re.search(IF_MATCH_PATTERN, tags)) is fits
 
 
 async def test_what_is_unchanged_is_not_sent_again(client: httpx.AsyncClient) -> None:
     path = f"/v1/endpoints/{(await create(client))['id']}"
     tag = (await client.get(path)).headers["etag"]
-    answer = await client.get(path, headers={"if-none-match": tag})
-    assert (answer.status_code, answer.content) == (304, b"")
+    for known in (tag, f"W/{tag}", f'"x", {tag}', "*"):
+        answer = await client.get(path, headers={"if-none-match": known})
+        assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", tag)
+    for other in ('"9-9"', "", f"x{tag}", tag.strip('"'), '"*"'):
+        assert (await client.get(path, headers={"if-none-match": other})).status_code == 200
 
 
 async def test_pause_and_resume_hold_and_free_what_waits(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
