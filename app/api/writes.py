@@ -19,8 +19,8 @@ from app.api.surroundings import WRITE_TIMEOUT, Surroundings, caller_of, surroun
 from app.api_keys import OPERATORS, Caller
 
 # Visible ASCII, bare; or a Structured Field string, RFC 9651 section 3.3.3.
-_BARE = re.compile(r"[!#-~]{1,255}")
-_QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\]){1,255})"')
+_BARE = "[!#-~]{1,255}"
+_QUOTED = r'"((?:[ !#-\[\]-~]|\\["\\]){1,255})"'
 
 IdempotencyKey = Annotated[
     str | None,
@@ -29,7 +29,7 @@ IdempotencyKey = Annotated[
         description="Repeat a request under its key and it has no second effect: the first answer comes again, with "
         "`Idempotency-Replayed: true`, for 7 days. With another body, target or action the key is refused (409). Bare or "
         "quoted, 1 to 255 visible ASCII characters. Optional: without it every request counts for itself.",
-        json_schema_extra={"example": "8e03978e-40d5-43dd-bc93-6894a57f9324", "pattern": "^[!#-~]{1,255}$"},
+        json_schema_extra={"example": "8e03978e-40d5-43dd-bc93-6894a57f9324", "pattern": f"^({_BARE}|{_QUOTED})$"},
     ),
 ]
 
@@ -97,9 +97,9 @@ async def write_of(request: Request, idempotency_key: IdempotencyKey = None) -> 
 def _unquoted(key: str | None) -> str | None:
     if key is None:
         return None
-    if quoted := _QUOTED.fullmatch(key):
+    if quoted := re.fullmatch(_QUOTED, key):
         return re.sub(r'\\(["\\])', r"\1", quoted[1])
-    if _BARE.fullmatch(key):
+    if re.fullmatch(_BARE, key):
         return key
     error = FieldError(pointer="header/Idempotency-Key", detail="must be 1 to 255 visible ASCII characters")
     raise Problem("INT-400-INVALID-PAYLOAD", "The request is not valid; see errors.", errors=[error])

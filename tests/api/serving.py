@@ -8,12 +8,28 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
+import psycopg
 
 from app.config import load_settings
 from app.sealing import SecretKeys
+from tests.conftest import Servers
 from workers.processes import Processes
+
+
+@contextmanager
+def database_of_its_own(servers: Servers) -> Iterator[str]:
+    """A migrated, empty database for all tests of a module."""
+    name = f"homing_test_{os.getpid()}_{uuid4().hex[:12]}"
+    with psycopg.connect(servers.running.database_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE homing_template_{os.getpid()}")
+    try:
+        yield servers.url_of(name)
+    finally:
+        with psycopg.connect(servers.running.database_url, autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @contextmanager
