@@ -135,7 +135,7 @@ async def check_partitions(connection: AsyncConnection) -> list[Check]:
     filled = list((await connection.execute(_IN_DEFAULTS)).scalars())
     if not filled:
         return [ahead, Check("default partitions", "ok", "empty")]
-    do = "rows there have ids without a time in them, or came while a partition was missing; retention will not drop them"
+    do = "rows there have ids without a time in them, or came while a partition was missing; retention drops weeks, not these"
     return [ahead, Check("default partitions", "warn", f"rows in {', '.join(filled)}", do)]
 
 

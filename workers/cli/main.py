@@ -34,6 +34,7 @@ from workers.cli import (
     processes,
     replay,
     replays,
+    retention,
     schema,
     sealing_keys,
     smoke,
@@ -102,7 +103,7 @@ def _homing(
     pass
 
 
-for _module in (processes, api, schema, status, doctor, smoke, replay):
+for _module in (processes, api, schema, retention, status, doctor, smoke, replay):
     _module.register(app)
 for _group, _name in (
     (endpoints.app, "endpoints"),
