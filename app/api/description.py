@@ -22,8 +22,8 @@ its tenant's data only; what is another's looks exactly like what does not exist
 
 **Writes** take an `Idempotency-Key`: repeated with the same body they have one effect, and the same answer.
 
-**Listings** are newest first, `limit` at most 200, and give `next` for the next page, also as the header `Link`. A page may be short
-and still have a next one.
+**Listings** are newest first (tenants and keys: by id), `limit` at most 200, and give `next` for the next page, also as the header
+`Link`. A page may be short and still have a next one.
 """.strip()
 
 _ALWAYS: Final = ("INT-400-INVALID-PAYLOAD", "INT-401-UNAUTHENTICATED", "INT-403-FORBIDDEN")
@@ -76,7 +76,7 @@ def openapi_of(application: FastAPI) -> dict[str, Any]:
         schemas.pop(unused, None)
     problem = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas |= problem.pop("$defs")
-    schemas["Problem"] = problem
+    schemas["Problem"] = problem | {"examples": [example("INT-400-INVALID-PAYLOAD")]}
     components["securitySchemes"] = {
         "key": {"type": "http", "scheme": "bearer", "description": "An API key: `homing keys create`."}
     }
@@ -85,6 +85,9 @@ def openapi_of(application: FastAPI) -> dict[str, Any]:
         for method, operation in operations.items():
             _complete(path, method, operation, problems)
             _give_examples(operation, schemas)
+    for schema in schemas.values():
+        # What a client sends takes nothing that is not known; its example is what a person would send.
+        schema.setdefault("examples", [example_of(schema, schemas, sparse=schema.get("additionalProperties") is False)])
     return found
 
 

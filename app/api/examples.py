@@ -31,7 +31,7 @@ _BY_NAME: Final[dict[str, Any]] = {
     "name": "billing",
     "created_by": "cli:anna",
     "outcome": "transient",
-    "detail": None,
+    "detail": "connection reset by peer",
     "next": None,
     "timeline": [],
 }
@@ -46,10 +46,10 @@ def example_of(schema: dict[str, Any], schemas: dict[str, Any], *, name: str = "
         name: of the property that it is.
         sparse: of an object, only what is required or has an example of its own: what a person would send.
     """
-    if "$ref" in schema:
-        return example_of(schemas[schema["$ref"].rsplit("/", 1)[1]], schemas, name=name, sparse=sparse)
     if "examples" in schema:
         return schema["examples"][0]
+    if "$ref" in schema:
+        return example_of(schemas[schema["$ref"].rsplit("/", 1)[1]], schemas, name=name, sparse=sparse)
     if "const" in schema:
         return schema["const"]
     if "enum" in schema:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import Response
 
 from app.api.guarded_route import GuardedRoute
-from app.api.pages import Listed, answer_items
+from app.api.pages import Listed, PagedByName
 from app.api.problems import FieldError, Problem
 from app.api.surroundings import caller_of, surroundings_of
 from app.api.tenants import TenantId
@@ -53,14 +53,10 @@ class CreatedKey(Key):
     key: str
 
 
-class KeyFilters(BaseModel):
+class KeyFilters(PagedByName):
     """Which keys are shown."""
 
-    model_config = ConfigDict(extra="forbid")
-
     tenant_id: Annotated[TenantId | None, Field(description="Needed with an operator's key.")] = None
-    limit: Annotated[int, Field(ge=1, le=200)] = 50
-    cursor: Annotated[str | None, Field(pattern="^[a-z0-9]{12}$", description="`next` of the page before.")] = None
 
 
 @router.post("/v1/keys", operation_id="createKey", status_code=201, response_model=CreatedKey)
@@ -85,11 +81,10 @@ async def create(new: NewKey, write: Annotated[Write, Depends(write_of)], tenant
 @router.get("/v1/keys", operation_id="listKeys", response_model=Listed[Key])
 async def list_all(request: Request, asked: Annotated[KeyFilters, Query()]) -> Response:
     """A tenant's keys in order of their ids, revoked and expired ones too."""
-    tenant = _tenant(caller_of(request), asked.tenant_id)
+    tenant, after = _tenant(caller_of(request), asked.tenant_id), asked.after()
     async with surroundings_of(request).transaction(tenant) as connection:
-        found = await list_keys(connection, tenant_id=tenant, after=asked.cursor or "", limit=asked.limit + 1)
-    following = found[asked.limit - 1]["id"] if len(found) > asked.limit else None
-    return answer_items(request, Key, found[: asked.limit], following, asked)
+        found = await list_keys(connection, tenant_id=tenant, after=after, limit=asked.limit + 1)
+    return asked.answer(request, Key, found)
 
 
 @router.delete("/v1/keys/{api_key_id}", operation_id="revokeKey", response_model=Key)

@@ -199,7 +199,10 @@ def _of_database(error: Exception) -> Problem:
     # Never the error's own words: they repeat the statement's parameters.
     if is_away(error) or state in _NOT_AS_EXPECTED:
         log.error("api.database_away", sqlstate=state, error=type(error).__name__)
-        said = "Postgres is away, busy or not as it should be; nothing was changed. Try again later."
+        # Nor that nothing was changed: a connection may break after the commit.
+        said = (
+            "Postgres is away, busy or not as it should be. Try again later; a write, under the same Idempotency-Key."
+        )
         return Problem("INT-503-DEPENDENCY-UNAVAILABLE", said)
     log.error("api.defect", sqlstate=state, error=type(error).__name__)
     return Problem("INT-500-INTERNAL", "Something went wrong here; the request id leads to the log.")

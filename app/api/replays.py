@@ -32,7 +32,9 @@ ReplayState = Literal["requested", "running", "done", "cancelled"]
 class Selection(Body):
     """Which open dead letters; every condition must hold, and at least one must be given."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"minProperties": 1})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"minProperties": 1, "examples": [{"failure_class": "timeout"}]}
+    )
 
     request_id: Word | Absent = None
     event_id: Id | Absent = None

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import Field
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import Response
 
 from app.api.guarded_route import GuardedRoute
-from app.api.pages import Listed, answer_items
+from app.api.pages import Listed, PagedByName
 from app.api.problems import Problem
 from app.api.surroundings import caller_of, surroundings_of
 from app.api.values import Body, Moment, Name, Shown
 from app.api.writes import Answer, Write, write_of
 from app.api_keys import OPERATORS, Caller
 from app.audit import write_audit
-from app.tenants import create_tenant, list_tenants
+from app.tenants import create_tenant
 
 router = APIRouter(route_class=GuardedRoute, tags=["administration"])
 
 TenantId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,64}$", examples=["acme"])]
+
+
+_PAGE = text(
+    """
+    SELECT id, name, created_at FROM tenants
+    WHERE id = coalesce(CAST(:mine AS text), id) AND id > :after ORDER BY id LIMIT :limit
+    """
+)
 
 
 class NewTenant(Body):
@@ -37,6 +46,10 @@ class Tenant(Shown):
     id: str
     name: str
     created_at: Moment
+
+
+class TenantFilters(PagedByName):
+    """Which page is shown."""
 
 
 @router.post("/v1/tenants", operation_id="createTenant", status_code=201, response_model=Tenant)
@@ -60,12 +73,13 @@ async def create(new: NewTenant, write: Annotated[Write, Depends(write_of)]) -> 
 
 
 @router.get("/v1/tenants", operation_id="listTenants", response_model=Listed[Tenant])
-async def list_all(request: Request) -> Response:
-    """Tenants by id, at most 1000. With a tenant's key, that one only."""
-    async with surroundings_of(request).transaction(caller_of(request).tenant_id) as connection:
-        found = await list_tenants(connection)
+async def list_all(request: Request, asked: Annotated[TenantFilters, Query()]) -> Response:
+    """Tenants in order of their ids. With a tenant's key, that one only."""
     mine = caller_of(request).tenant_id
-    return answer_items(request, Tenant, [row for row in found if mine is None or row["id"] == mine])
+    where = {"mine": mine, "after": asked.after(), "limit": asked.limit + 1}
+    async with surroundings_of(request).transaction(mine) as connection:
+        found = [dict(row._mapping) for row in await connection.execute(_PAGE, where)]
+    return asked.answer(request, Tenant, found)
 
 
 def _require_operator(caller: Caller) -> None:

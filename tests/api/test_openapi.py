@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema_rs
 import pytest
 
 from app.api.application import openapi_document
@@ -32,8 +35,6 @@ def test_committed_description_is_up_to_date() -> None:
 
 
 async def test_served_description_is_the_committed_one(served: dict[str, Any]) -> None:
-    import json
-
     assert served == json.loads(COMMITTED.read_text(encoding="utf-8"))
     assert served["openapi"].startswith("3.1")
 
@@ -61,6 +62,38 @@ async def test_every_error_is_described_with_an_example(served: dict[str, Any]) 
         for e in r["content"]["application/problem+json"]["examples"]
     ]
     assert set(CODES) - set(shown) == {"INT-405-METHOD-NOT-ALLOWED"}
+
+
+def test_every_example_fits_its_schema() -> None:
+    document = json.loads(openapi_document())
+    components = document["components"]
+    shown = [(name, s, example) for name, s in components["schemas"].items() for example in s["examples"]]
+    for operation in operations(document):
+        for part in [operation.get("requestBody", {}), *operation["responses"].values()]:
+            for content in part.get("content", {}).values():
+                if "example" in content:
+                    shown.append((operation["operationId"], content["schema"], content["example"]))
+        for parameter in operation.get("parameters", ()):
+            if "example" in parameter["schema"]:
+                shown.append((operation["operationId"], parameter["schema"], parameter["schema"]["example"]))
+    for response in components["responses"].values():
+        (content,) = response["content"].values()
+        shown += [(code, content["schema"], one["value"]) for code, one in content["examples"].items()]
+    assert len(shown) > 100
+    for name, schema, example in shown:
+        fits = jsonschema_rs.Draft202012Validator(schema | {"components": components}, validate_formats=True)
+        assert fits.is_valid(example), (name, example)
+
+
+async def test_every_example_of_a_request_is_accepted(knock: Knock, served: dict[str, Any]) -> None:
+    tenant, operator = await knock(), await knock(tenant_id=None, scopes=("admin",))
+    for path, item in served["paths"].items():
+        for method, operation in item.items():
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                client = operator if operation["operationId"] == "createTenant" else tenant
+                filled = re.sub(r"\{\w+\}", "0193a5f2-c1d8-7c3e-9b2a-4f5e6d7c8b9a", path)
+                answer = await client.request(method, filled, json=content["example"])
+                assert answer.is_success or answer.status_code == 404, (operation["operationId"], answer.text)
 
 
 def test_example_is_made_of_what_the_schema_says() -> None:

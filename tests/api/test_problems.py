@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import pytest
 from sqlalchemy import text
@@ -13,7 +15,7 @@ from app.config import Settings
 from app.db import make_engine
 from app.sealing import SecretKeys
 from tests.api.conftest import problem_of
-from tests.factories import make_delivery, rows
+from tests.factories import make_delivery, one, rows
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -116,3 +118,60 @@ async def test_lost_race_is_a_409_that_may_be_tried_again(
     monkeypatch.setattr("app.api.deliveries.page_of_deliveries", collide)
     problem = problem_of(await client.get("/v1/deliveries"), 409, "INT-409-RACE-LOST")
     assert problem["retryable"]
+
+
+async def test_connection_that_breaks_within_a_write_is_503_and_the_same_again_has_one_effect(
+    client: httpx.AsyncClient, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app.api import events
+
+    publish = events.publish_event
+
+    async def publish_and_break(connection: AsyncConnection, **named: Any) -> dict[str, Any]:
+        made = await publish(connection, **named)
+        process = (await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+        await rows(engine, "SELECT pg_terminate_backend(:process)", process=process)
+        return made
+
+    order = {"json": {"event_type": "a.b", "payload": 1}, "headers": {"idempotency-key": "k"}}
+    with monkeypatch.context() as broken:
+        broken.setattr(events, "publish_event", publish_and_break)
+        problem = problem_of(await client.post("/v1/events", **order), 503, "INT-503-DEPENDENCY-UNAVAILABLE")
+    assert problem["retryable"]
+    assert await rows(engine, "SELECT FROM outbox_events") == []
+    for _ in range(2):
+        assert (await client.post("/v1/events", **order)).status_code == 202
+    assert len(await rows(engine, "SELECT FROM outbox_events")) == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "paths"),
+    [
+        ("endpoints", "status = 'gone'", ("/v1/endpoints", "/v1/endpoints/{endpoint_id}")),
+        ("endpoints", "retry_factor = 'NaN', status = ''", ("/v1/endpoints",)),
+        ("dead_letters", "status = 'lost'", ("/v1/dead-letters", "/v1/dead-letters/{letter_id}")),
+        ("api_keys", "scopes = scopes || '{root}'", ("/v1/keys",)),
+    ],
+)
+async def test_malformed_row_of_any_kind_is_503(
+    client: httpx.AsyncClient, engine: AsyncEngine, table: str, change: str, paths: tuple[str, ...]
+) -> None:
+    delivery = await make_delivery(engine, "dead_lettered")
+    ids = {"endpoint_id": delivery.endpoint_id, "letter_id": (await one(engine, "SELECT id FROM dead_letters")).id}
+    checks = "SELECT conname FROM pg_constraint WHERE contype = 'c' AND conrelid = CAST(:table AS regclass)"
+    for check in await rows(engine, checks, table=table):
+        await rows(engine, f"ALTER TABLE {table} DROP CONSTRAINT {check.conname}")
+    await rows(engine, f"UPDATE {table} SET {change}")
+    for path in paths:
+        problem_of(await client.get(path.format(**ids)), 503, "INT-503-DEPENDENCY-UNAVAILABLE")
+
+
+async def test_remembered_answer_that_was_tampered_with_is_503_and_has_no_effect(
+    client: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    order = {"json": {"url": "https://example.com"}, "headers": {"idempotency-key": "k"}}
+    assert (await client.post("/v1/endpoints", **order)).status_code == 201
+    await rows(engine, "UPDATE idempotency_keys SET body = set_byte(body, octet_length(body) - 1, 0)")
+    await rows(engine, "UPDATE idempotency_keys SET body = set_byte(body, octet_length(body) - 2, 0)")
+    problem_of(await client.post("/v1/endpoints", **order), 503, "INT-503-DEPENDENCY-UNAVAILABLE")
+    assert len(await rows(engine, "SELECT FROM endpoints")) == 1
