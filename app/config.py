@@ -97,8 +97,10 @@ class Settings(BaseSettings):
     """Where a test kills this process (`app.failpoints`); refused on a database that is not marked for tests."""
 
     # --- seeing --------------------------------------------------------------------------------------------------
+    metrics_host: str = "127.0.0.1"
+    """Address that pollers and workers serve `/metrics` and `/healthz` on; in a container, `0.0.0.0`."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9464
-    """First loopback port tried for `/metrics` and `/healthz`; each process takes the next free one of 100. 0: any."""
+    """First port tried for `/metrics` and `/healthz`; each process takes the next free one of 100. 0: any."""
     log_level: str = "info"
     """debug, info, warning or error."""
 

@@ -1,4 +1,4 @@
-"""`/metrics` and `/healthz` of one process, on loopback only."""
+"""`/metrics` and `/healthz` of one process, on loopback unless a setting opens them further."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PORTS_TRIED = 100
 
 @asynccontextmanager
 async def serve_metrics(
-    registry: CollectorRegistry, first_port: int, healthy: Callable[[], bool]
+    registry: CollectorRegistry, first_port: int, healthy: Callable[[], bool], *, host: str = "127.0.0.1"
 ) -> AsyncIterator[int | None]:
     """Serve until the block ends; yields the port, or None when no port was free (logged, and not worth stopping for).
 
@@ -26,6 +26,7 @@ async def serve_metrics(
         registry: what `/metrics` shows.
         first_port: first port tried; 0 lets the system choose.
         healthy: `/healthz` answers 200 while it is true, else 503.
+        host: address listened on.
     """
 
     async def metrics(_: web.Request) -> web.Response:
@@ -40,14 +41,14 @@ async def serve_metrics(
     runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1)
     await runner.setup()
     try:
-        yield await _listen(runner, first_port)
+        yield await _listen(runner, host, first_port)
     finally:
         await runner.cleanup()
 
 
-async def _listen(runner: web.AppRunner, first_port: int) -> int | None:
+async def _listen(runner: web.AppRunner, host: str, first_port: int) -> int | None:
     for port in [0] if first_port == 0 else range(first_port, min(first_port + PORTS_TRIED, 65536)):
-        site = web.TCPSite(runner, "127.0.0.1", port)
+        site = web.TCPSite(runner, host, port)
         try:
             await site.start()
         except OSError:

@@ -99,7 +99,12 @@ class Runtime(Middleware):
         )
         self._open.push_async_callback(self.recorder.close)
         await self._open.enter_async_context(
-            serve_metrics(self.metrics.registry, self.settings.metrics_port, lambda: self.recorder.alive)
+            serve_metrics(
+                self.metrics.registry,
+                self.settings.metrics_port,
+                lambda: self.recorder.alive,
+                host=self.settings.metrics_host,
+            )
         )
 
     @staticmethod
