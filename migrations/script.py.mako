@@ -1,11 +1,11 @@
 """${message}
 
-Revision: ${up_revision}, after ${down_revision | comma,n}.
+The statements are in the two SQL files beside this one, so that they can be read, and run by hand, as they are.
 """
 
 from __future__ import annotations
 
-from alembic import op
+from migrations.sql_files import run_sql_file
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
@@ -14,8 +14,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    ${upgrades if upgrades else "pass"}
+    run_sql_file("${up_revision}.up.sql")
 
 
 def downgrade() -> None:
-    ${downgrades if downgrades else "pass"}
+    run_sql_file("${up_revision}.down.sql")

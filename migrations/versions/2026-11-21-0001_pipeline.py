@@ -5,26 +5,17 @@ The statements are in the two SQL files beside this one, so that they can be rea
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from alembic import op
+from migrations.sql_files import run_sql_file
 
 revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
 
-HERE = Path(__file__).parent
-
-
-def _run(name: str) -> None:
-    sql = (HERE / name).read_text(encoding="utf-8")
-    op.get_bind().exec_driver_sql(sql, execution_options={"no_parameters": True})
-
 
 def upgrade() -> None:
-    _run("0001_pipeline.up.sql")
+    run_sql_file("0001_pipeline.up.sql")
 
 
 def downgrade() -> None:
-    _run("0001_pipeline.down.sql")
+    run_sql_file("0001_pipeline.down.sql")
