@@ -9,7 +9,7 @@ from pydantic import Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import Response
 
-from app.api.etags import IfMatch, is_still, tags_that_may_match
+from app.api.etags import IfMatch, is_still
 from app.api.guarded_route import GuardedRoute
 from app.api.pages import Listed, Paged, answer_page
 from app.api.problems import Problem
@@ -193,7 +193,7 @@ async def show(
     async with surroundings_of(request).transaction(tenant) as connection:
         found = await endpoint_with_keys(connection, tenant_id=tenant, endpoint_id=endpoint_id)
     tag = etag_of(found)
-    if is_still(if_none_match, tag):
+    if is_still(request, tag):
         return Response(status_code=304, headers={"etag": tag})
     return _answer(found)
 
@@ -211,7 +211,6 @@ async def change(
     if wanted.policy is not None:
         policy = wanted.policy.model_dump(exclude_unset=True)
         changes["policy"] = {n: v for n, v in policy.items() if v is not None or n == "schedule_s"}
-    tags = tags_that_may_match(if_match)
 
     async def work(connection: AsyncConnection) -> Answer:
         try:
@@ -220,7 +219,7 @@ async def change(
                 tenant_id=str(write.caller.tenant_id),
                 endpoint_id=endpoint_id,
                 changes=changes,
-                if_match=tags,
+                if_match=if_match,
                 actor=write.caller.actor,
             )
         except Outdated as error:
@@ -238,7 +237,6 @@ async def archive(
     if_match: IfMatch = None,
 ) -> Response:
     """Never call it again. It keeps its history; what still waits for it stays where it is."""
-    tags = tags_that_may_match(if_match)
 
     async def work(connection: AsyncConnection) -> Answer:
         try:
@@ -246,7 +244,7 @@ async def archive(
                 connection,
                 tenant_id=str(write.caller.tenant_id),
                 endpoint_id=endpoint_id,
-                if_match=tags,
+                if_match=if_match,
                 actor=write.caller.actor,
                 reason=reason,
             )

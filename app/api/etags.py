@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Annotated, Final
 
-from fastapi import Header
+from fastapi import Depends, Header, Request
 
 from app.api.problems import FieldError, Problem
 
@@ -16,26 +15,27 @@ IF_MATCH_PATTERN: Final = rf"^(\*|[ \t,]*{_TAG}([ \t]*,[ \t,]*{_TAG})*[ \t,]*)$"
 _IF_MATCH = re.compile(IF_MATCH_PATTERN)
 _EACH = re.compile(_TAG)
 
-IfMatch = Annotated[
-    str | None,
-    Header(
-        alias="If-Match",
-        description="The ETag that you have seen: refused with 412 if the endpoint has changed since. Also a list of them, or "
-        "`*`. A weak one never matches.",
-        json_schema_extra={"pattern": IF_MATCH_PATTERN, "example": '"3-1"'},
-    ),
-]
 
-
-def tags_that_may_match(if_match: str | None) -> list[str] | None:
-    """The strong ETags of an If-Match, in quotes, or `*`; None when the request has none and so no condition.
+def tags_that_may_match(
+    request: Request,
+    if_match: Annotated[
+        str | None,
+        Header(
+            alias="If-Match",
+            description="The ETag that you have seen: refused with 412 if the endpoint has changed since. Also a list of them, "
+            "or `*`. A weak one never matches.",
+            json_schema_extra={"pattern": IF_MATCH_PATTERN, "example": '"3-1"'},
+        ),
+    ] = None,
+) -> list[str] | None:
+    """The strong ETags of a request's If-Match, in quotes, or `*`, for routes to depend on; None without a condition.
 
     Raises:
         Problem: 400, it is empty or malformed. A condition that cannot be read is never taken for one that holds.
     """
     if if_match is None:
         return None
-    given = if_match.strip(" \t")
+    given = _all_of(request, "if-match")
     if not _IF_MATCH.fullmatch(given):
         error = FieldError(pointer="header/If-Match", detail="must be an ETag as it was sent, in quotes")
         raise Problem("INT-400-INVALID-PAYLOAD", "The request is not valid; see errors.", errors=[error])
@@ -45,10 +45,17 @@ def tags_that_may_match(if_match: str | None) -> list[str] | None:
     return [tag for tag in _EACH.findall(given) if not tag.startswith("W/")]
 
 
-def is_still(if_none_match: str | None, tag: str) -> bool:
-    """Whether an If-None-Match names this ETag, weakly or strongly; a malformed one names nothing."""
-    if if_none_match is None:
-        return False
-    given = if_none_match.strip(" \t")
-    tags: Sequence[str] = _EACH.findall(given) if _IF_MATCH.fullmatch(given) else ()
+#: The condition of a write, as `app.endpoint_changes` takes it.
+IfMatch = Annotated[list[str] | None, Depends(tags_that_may_match)]
+
+
+def is_still(request: Request, tag: str) -> bool:
+    """Whether a request's If-None-Match names this ETag, weakly or strongly; a malformed one names nothing."""
+    given = _all_of(request, "if-none-match")
+    tags = _EACH.findall(given) if _IF_MATCH.fullmatch(given) else ()
     return given == "*" or tag in [found.removeprefix("W/") for found in tags]
+
+
+def _all_of(request: Request, name: str) -> str:
+    """A header that is a list, in one line even when it came in several (RFC 9110 section 5.3)."""
+    return ", ".join(request.headers.getlist(name)).strip(" \t")

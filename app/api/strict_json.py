@@ -11,6 +11,7 @@ from math import isfinite
 from typing import Any, Final, NoReturn
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from app.api.problems import FieldError, Problem
 
@@ -33,11 +34,15 @@ class StrictRequest(Request):
         if declared.isdigit() and int(declared[:18]) > limit:
             raise _too_large(limit)
         chunks, size = [], 0
-        async for chunk in self.stream():
-            size += len(chunk)
-            if size > limit:
-                raise _too_large(limit)
-            chunks.append(chunk)
+        try:
+            async for chunk in self.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise _too_large(limit)
+                chunks.append(chunk)
+        except ClientDisconnect:
+            # Nobody is there to read this; but it is no defect either.
+            raise _malformed("the connection ended before the body did") from None
         self.read_body = b"".join(chunks)
         if not self.read_body:
             return

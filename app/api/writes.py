@@ -88,20 +88,26 @@ class Write:
 
 
 async def write_of(request: Request, idempotency_key: IdempotencyKey = None) -> Write:
-    """The write that a request is, for the routes to depend on."""
+    """The write that a request is, for the routes to depend on; `idempotency_key` is there to be described."""
     query = request.scope["query_string"].decode("latin-1")
     target = f"{request.method} {request.url.path}" + (f"?{query}" if query else "")
-    return Write(surroundings_of(request), caller_of(request), _unquoted(idempotency_key), target, await request.body())
+    return Write(surroundings_of(request), caller_of(request), _key_of(request), target, await request.body())
 
 
-def _unquoted(key: str | None) -> str | None:
-    if key is None:
+def _key_of(request: Request) -> str | None:
+    """The idempotency key, without its quotes.
+
+    Raises:
+        Problem: it is malformed, or there are several: which of them is meant is not guessed at.
+    """
+    given = request.headers.getlist("idempotency-key")
+    if not given:
         return None
-    if quoted := re.fullmatch(_QUOTED, key):
+    if len(given) == 1 and (quoted := re.fullmatch(_QUOTED, given[0])):
         return re.sub(r'\\(["\\])', r"\1", quoted[1])
-    if re.fullmatch(_BARE, key):
-        return key
-    error = FieldError(pointer="header/Idempotency-Key", detail="must be 1 to 255 visible ASCII characters")
+    if len(given) == 1 and re.fullmatch(_BARE, given[0]):
+        return given[0]
+    error = FieldError(pointer="header/Idempotency-Key", detail="must be 1 to 255 visible ASCII characters, given once")
     raise Problem("INT-400-INVALID-PAYLOAD", "The request is not valid; see errors.", errors=[error])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -53,12 +53,20 @@ def served(folder: Path, database_url: str, redis_url: str) -> Iterator[tuple[st
         yield url, processes
 
 
+def wait_until(holds: Callable[[], bool], otherwise: Callable[[], str], limit_s: float = 60) -> None:
+    """Come back as soon as something holds; fail with `otherwise` when it does not within the limit."""
+    deadline = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < deadline, otherwise()
+        time.sleep(0.05)
+
+
 def _wait_until_it_answers(url: str, log: Path, processes: Processes) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not processes.exited():
+    def answers() -> bool:
+        assert not processes.exited(), log.read_text(encoding="utf-8")
         try:
-            if httpx.get(f"{url}/livez", timeout=1, trust_env=False).status_code == 200:
-                return
+            return httpx.get(f"{url}/livez", timeout=1, trust_env=False).status_code == 200
         except httpx.TransportError:
-            time.sleep(0.05)
-    raise AssertionError(f"the API does not answer: {log.read_text(encoding='utf-8')}")
+            return False
+
+    wait_until(answers, lambda: f"the API does not answer: {log.read_text(encoding='utf-8')}")

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.api_keys import recognise
 from app.db import make_unpooled_engine
 from app.migrate import migrate
-from tests.api.serving import served
+from tests.api.serving import served, wait_until
 from tests.conftest import Servers
 from tests.integration.command_line import CommandLine, command_line
 from workers.cli.check_api import check_wall
@@ -85,8 +85,15 @@ def test_api_serves_what_the_command_line_made_and_stops_in_order(
         assert head.startswith(b"HTTP/1.1 400 ")
         assert b"application/problem+json" in head
         assert json.loads(body)["error_code"] == "INT-400-INVALID-PAYLOAD"
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10) as raw:
+            head = f"POST /v1/endpoints HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+            raw.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{{".encode())
+        hung_up = 'homing_api_requests_total{method="POST",route="/v1/endpoints",status="400"} 1.0'
+        wait_until(lambda: hung_up in client.get("/metrics").text, lambda: client.get("/metrics").text)
         assert processes.stop("api") == 0
-    assert key not in (tmp_path / "api.log").read_text(encoding="utf-8")
+    log = (tmp_path / "api.log").read_text(encoding="utf-8")
+    assert key not in log
+    assert "api.defect" not in log, "whoever hangs up is no defect of ours"
 
 
 def test_owner_who_may_not_make_roles_gets_a_schema_and_a_warning(servers: Servers) -> None:

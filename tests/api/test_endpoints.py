@@ -131,6 +131,18 @@ async def test_if_match_is_compared_as_rfc_9110_says(client: httpx.AsyncClient, 
         assert answer.status_code in ((200, 204) if status == 200 else (status,)), answer.text
 
 
+async def test_if_match_in_several_lines_is_one_list(client: httpx.AsyncClient) -> None:
+    path = f"/v1/endpoints/{(await create(client))['id']}"
+    for lines, status in (
+        (('"9-9"', '"1-1"'), 200),
+        (('"1-1"', "x"), 400),
+        (('"8-8"', '"9-9"'), 412),
+        (("*", "*"), 400),
+    ):
+        answer = await client.patch(path, json={}, headers=[("if-match", line) for line in lines])
+        assert answer.status_code == status
+
+
 def test_if_match_is_described_as_what_is_accepted() -> None:
     for tags, fits in (
         ("", False),

@@ -89,6 +89,14 @@ async def test_bare_and_quoted_key_are_the_same(client: httpx.AsyncClient) -> No
         problem_of(answer, 400, "INT-400-INVALID-PAYLOAD")
 
 
+async def test_two_keys_are_not_guessed_between(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    for keys in (("a", "b"), ("a", "a")):
+        answer = await client.post("/v1/events", json=EVENT, headers=[("idempotency-key", key) for key in keys])
+        problem = problem_of(answer, 400, "INT-400-INVALID-PAYLOAD")
+        assert problem["errors"][0]["pointer"] == "header/Idempotency-Key"
+    assert await rows(engine, "SELECT FROM outbox_events") == []
+
+
 async def test_without_a_key_every_request_counts(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
     for _ in range(2):
         await client.post("/v1/events", json=EVENT)

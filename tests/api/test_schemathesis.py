@@ -170,7 +170,7 @@ def test_no_request_gets_an_answer_that_is_not_described(api: Api, role: Role) -
     made, seed = 0, SEED
     if CASES:
         while made < CASES:
-            made += run(api, key, seed, "examples", "coverage", "fuzzing", "stateful", examples=40)
+            made += run(api, key, seed, "examples", "coverage", "fuzzing", "stateful", examples=160)
             seed += 1
     elif role == ALL:
         made += run(api, key, seed, "examples", "coverage", "fuzzing", "stateful", examples=5)
