@@ -7,7 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from app.sealing import SecretKeys
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,14 @@ def open_access() -> Iterator[Access]:
     print(f"starting PostgreSQL and Valkey in {settings.home} for this command ...", file=sys.stderr)
     with ensure_servers(settings) as servers:
         yield Access(settings, servers.database_url, servers.redis_url)
+
+
+def in_transaction(
+    work: Callable[Concatenate[AsyncConnection, P], Awaitable[T]], *arguments: P.args, **named: P.kwargs
+) -> T:
+    """What `work(connection, ...)` gives, in one transaction with `open_access`."""
+    with open_access() as access:
+        return access.transact(lambda connection: work(connection, *arguments, **named))
 
 
 def operator() -> str:

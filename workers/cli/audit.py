@@ -8,7 +8,7 @@ from uuid import UUID
 
 import typer
 
-from workers.cli.access import open_access
+from workers.cli.access import in_transaction, open_access
 from workers.cli.options import Json, Limit, Tenant
 from workers.cli.output import give, say
 
@@ -31,10 +31,7 @@ def list_matching(
     """List audit rows, newest first."""
     from app.audit import list_audit
 
-    with open_access() as access:
-        rows = access.transact(
-            lambda connection: list_audit(connection, tenant, request_id=request_id, limit=limit, before=before)
-        )
+    rows = in_transaction(list_audit, tenant_id=tenant, request_id=request_id, limit=limit, before=before)
     columns = ("created_at", "seq", "action", "subject", "before", "after", "actor", "reason", "request_id")
     give(rows, as_json=as_json, columns=columns, none="no audit row matches")
 

@@ -9,24 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workers.cli.access import Access, open_access, operator
-from workers.cli.options import Json, Tenant
+from workers.cli.options import IdempotencyKey, Json, Tenant
 from workers.cli.output import give, say
-from workers.cli.selecting import (
-    After,
-    Before,
-    Delivery,
-    Endpoint,
-    Event,
-    EventType,
-    FailureClass,
-    Job,
-    LookBack,
-    RequestId,
-    Run,
-    Source,
-    Status,
-    selector_of,
-)
+from workers.cli.selecting import selects
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -51,20 +36,9 @@ class Limits:
     max_scan: int = 100_000
 
 
+@selects
 def replay(
-    request_id: RequestId = None,
-    event: Event = None,
-    delivery: Delivery = None,
-    job: Job = None,
-    run: Run = None,
-    endpoint: Endpoint = None,
-    event_type: EventType = None,
-    failure_class: FailureClass = None,
-    status: Status = None,
-    source: Source = None,
-    look_back_minutes: LookBack = None,
-    after: After = None,
-    before: Before = None,
+    selector: Selector | None,
     execute: Annotated[bool, typer.Option("--execute", help="Do it; without this, only show what matches.")] = False,
     reason: Annotated[str | None, typer.Option(help="Why; needed with --execute, kept in the audit trail.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needed where there is no terminal.")] = False,
@@ -88,9 +62,7 @@ def replay(
     delete_after: Annotated[
         bool, typer.Option("--delete-after", help="Remove each record once its delivery has succeeded.")
     ] = False,
-    idempotency_key: Annotated[
-        str | None, typer.Option(metavar="K", help="The same key and request is carried out once.")
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow it until it stands still.")] = True,
     tenant: Tenant = "default",
     as_json: Json = False,
@@ -101,21 +73,6 @@ def replay(
     """
     from app.errors import InvalidInput
 
-    selector = selector_of(
-        request_id=request_id,
-        event_id=event,
-        delivery_id=delivery,
-        job=job,
-        run=run,
-        endpoint_id=endpoint,
-        event_type=event_type,
-        failure_class=failure_class,
-        http_status=status,
-        source=source,
-        look_back_minutes=look_back_minutes,
-        after=after,
-        before=before,
-    )
     if selector is None:
         raise InvalidInput(
             "say which: give at least one of the options under `Which` (--endpoint, --type, --after ...)"

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from uuid import UUID
 
 import typer
 
-from workers.cli.access import open_access
+from workers.cli.access import in_transaction
 from workers.cli.bulk_replay import replay
 from workers.cli.drill import drill
-from workers.cli.options import Json, Limit, Tenant, parse_since
+from workers.cli.options import Json, Limit, OfEndpoint, OfRequest, OfType, Tenant, parse_since
 from workers.cli.output import give
-from workers.cli.selecting import (
-    After,
-    Before,
-    Delivery,
-    Endpoint,
-    Event,
-    EventType,
-    FailureClass,
-    Job,
-    LookBack,
-    RequestId,
-    Run,
-    Source,
-    Status,
-    selector_of,
-)
+from workers.cli.selecting import selects
+
+if TYPE_CHECKING:
+    from app.selection import Selector
 
 app = typer.Typer(help="Dead letters: automatic attempts are over, evidence kept.")
 app.command("replay")(replay)
@@ -38,9 +26,9 @@ app.command("drill")(drill)
 @app.command("list")
 def list_matching(
     status: Annotated[Literal["open", "replayed", "resolved"] | None, typer.Option(help="Where it stands.")] = None,
-    endpoint: Annotated[UUID | None, typer.Option(metavar="ID", help="Of this endpoint.")] = None,
-    request_id: Annotated[str | None, typer.Option(metavar="ID", help="With this request id.")] = None,
-    event_type: Annotated[str | None, typer.Option(metavar="T", help="Of this type.")] = None,
+    endpoint: OfEndpoint = None,
+    request_id: OfRequest = None,
+    event_type: OfType = None,
     failure_class: Annotated[
         str | None, typer.Option("--class", metavar="C", help="Such as http_status or timeout.")
     ] = None,
@@ -54,20 +42,17 @@ def list_matching(
     """List the dead letters that match every given filter, newest first."""
     from app.reads import list_dead_letters
 
-    with open_access() as access:
-        rows = access.transact(
-            lambda connection: list_dead_letters(
-                connection,
-                tenant_id=tenant,
-                status=status,
-                endpoint_id=endpoint,
-                request_id=request_id,
-                event_type=event_type,
-                failure_class=failure_class,
-                since=since,
-                limit=limit,
-            )
-        )
+    rows = in_transaction(
+        list_dead_letters,
+        tenant_id=tenant,
+        status=status,
+        endpoint_id=endpoint,
+        request_id=request_id,
+        event_type=event_type,
+        failure_class=failure_class,
+        since=since,
+        limit=limit,
+    )
     columns = (
         "id",
         "request_id",
@@ -90,28 +75,13 @@ def show(
     """Show a dead letter with its snapshots of payload and response."""
     from app.reads import show_dead_letter
 
-    with open_access() as access:
-        found = access.transact(
-            lambda connection: show_dead_letter(connection, tenant_id=tenant, dead_letter_id=dead_letter_id)
-        )
-    give(found, as_json=as_json)
+    give(in_transaction(show_dead_letter, tenant_id=tenant, dead_letter_id=dead_letter_id), as_json=as_json)
 
 
 @app.command("groups")
+@selects
 def groups(
-    request_id: RequestId = None,
-    event: Event = None,
-    delivery: Delivery = None,
-    job: Job = None,
-    run: Run = None,
-    endpoint: Endpoint = None,
-    event_type: EventType = None,
-    failure_class: FailureClass = None,
-    status: Status = None,
-    source: Source = None,
-    look_back_minutes: LookBack = None,
-    after: After = None,
-    before: Before = None,
+    selector: Selector | None,
     tenant: Tenant = "default",
     limit: Limit = 50,
     as_json: Json = False,
@@ -121,22 +91,6 @@ def groups(
 
     from app.dead_letter_groups import groups as grouped
 
-    selector = selector_of(
-        request_id=request_id,
-        event_id=event,
-        delivery_id=delivery,
-        job=job,
-        run=run,
-        endpoint_id=endpoint,
-        event_type=event_type,
-        failure_class=failure_class,
-        http_status=status,
-        source=source,
-        look_back_minutes=look_back_minutes,
-        after=after,
-        before=before,
-    )
-    with open_access() as access:
-        rows = access.transact(lambda connection: grouped(connection, tenant, selector, limit))
+    rows = in_transaction(grouped, tenant_id=tenant, selector=selector, limit=limit)
     columns = ("count", "endpoint_id", "failure_class", "http_status", "detail", "first_seen", "last_seen")
     give([asdict(row) for row in rows], as_json=as_json, columns=columns, none="no open dead letter matches")

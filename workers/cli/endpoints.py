@@ -10,7 +10,7 @@ from uuid import UUID
 
 import typer
 
-from workers.cli.access import open_access, operator
+from workers.cli.access import in_transaction, open_access, operator
 from workers.cli.options import Json, Limit, Tenant
 from workers.cli.output import give, say
 
@@ -87,8 +87,7 @@ def list_all(tenant: Tenant = "default", limit: Limit = 100, as_json: Json = Fal
     """List a tenant's endpoints, oldest first."""
     from app.reads import list_endpoints
 
-    with open_access() as access:
-        rows = access.transact(lambda connection: list_endpoints(connection, tenant_id=tenant, limit=limit))
+    rows = in_transaction(list_endpoints, tenant_id=tenant, limit=limit)
     columns = ("id", "name", "url", "event_types", "status", "scheme")
     give(rows, as_json=as_json, columns=columns, none=f"tenant {tenant!r} has no endpoint yet")
 
@@ -98,9 +97,7 @@ def show(endpoint_id: EndpointId, tenant: Tenant = "default", as_json: Json = Fa
     """Show an endpoint, without its secrets, and how its deliveries stand."""
     from app.reads import show_endpoint
 
-    with open_access() as access:
-        found = access.transact(lambda connection: show_endpoint(connection, tenant_id=tenant, endpoint_id=endpoint_id))
-    give(found, as_json=as_json)
+    give(in_transaction(show_endpoint, tenant_id=tenant, endpoint_id=endpoint_id), as_json=as_json)
 
 
 @app.command("pause")
@@ -108,12 +105,7 @@ def pause(endpoint_id: EndpointId, reason: Reason = None, tenant: Tenant = "defa
     """Hold an endpoint's deliveries back; they wait without using up attempts."""
     from app.endpoints import pause_endpoint
 
-    with open_access() as access:
-        access.transact(
-            lambda connection: pause_endpoint(
-                connection, tenant_id=tenant, endpoint_id=endpoint_id, actor=operator(), reason=reason
-            )
-        )
+    in_transaction(pause_endpoint, tenant_id=tenant, endpoint_id=endpoint_id, actor=operator(), reason=reason)
     give({"id": endpoint_id, "status": "paused"}, as_json=as_json)
 
 
@@ -122,12 +114,7 @@ def resume(endpoint_id: EndpointId, reason: Reason = None, tenant: Tenant = "def
     """Call a paused or disabled endpoint again; what waited for it is due at once."""
     from app.endpoints import resume_endpoint
 
-    with open_access() as access:
-        freed = access.transact(
-            lambda connection: resume_endpoint(
-                connection, tenant_id=tenant, endpoint_id=endpoint_id, actor=operator(), reason=reason
-            )
-        )
+    freed = in_transaction(resume_endpoint, tenant_id=tenant, endpoint_id=endpoint_id, actor=operator(), reason=reason)
     give({"id": endpoint_id, "status": "active", "deliveries_freed": freed}, as_json=as_json)
 
 

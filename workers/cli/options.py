@@ -5,12 +5,23 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Tenant = Annotated[str, typer.Option("--tenant", metavar="ID", help="Whose data.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=1000, help="Rows, at most.")]
+
+Reason = Annotated[str, typer.Option(help="Why; kept in the audit trail.")]
+IdempotencyKey = Annotated[
+    str | None, typer.Option("--idempotency-key", metavar="K", help="The same key and request is carried out once.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be sent again, and do nothing.")]
+#: Filters of listings.
+OfEndpoint = Annotated[UUID | None, typer.Option("--endpoint", metavar="ID", help="Of this endpoint.")]
+OfRequest = Annotated[str | None, typer.Option("--request-id", metavar="ID", help="With this request id.")]
+OfType = Annotated[str | None, typer.Option("--event-type", metavar="T", help="Of this type.")]
 
 _AGO = re.compile(r"(\d{1,6})([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}

@@ -8,8 +8,8 @@ from uuid import UUID
 
 import typer
 
-from workers.cli.access import open_access, operator
-from workers.cli.options import Json, Tenant
+from workers.cli.access import in_transaction, open_access, operator
+from workers.cli.options import Json, Reason, Tenant
 from workers.cli.output import give
 
 app = typer.Typer(help="Replays: what people have asked to send again.")
@@ -30,10 +30,7 @@ def list_matching(
     """List replays, newest first, with what their deliveries came to."""
     from app.bulk_replay import list_replays
 
-    with open_access() as access:
-        rows = access.transact(
-            lambda connection: list_replays(connection, tenant, limit=limit, before=before, state=state)
-        )
+    rows = in_transaction(list_replays, tenant_id=tenant, limit=limit, before=before, state=state)
     columns = (
         "replay_id",
         "state",
@@ -75,13 +72,12 @@ def show(
 @app.command("cancel")
 def cancel(
     replay_id: ReplayId,
-    reason: Annotated[str, typer.Option(help="Why; kept in the audit trail.")],
+    reason: Reason,
     tenant: Tenant = "default",
     as_json: Json = False,
 ) -> None:
     """Stop a replay: what waits is left as it was; what was sent again already goes on."""
     from app.bulk_replay import cancel_replay
 
-    with open_access() as access:
-        progress = access.transact(lambda connection: cancel_replay(connection, tenant, replay_id, operator(), reason))
+    progress = in_transaction(cancel_replay, tenant_id=tenant, replay_id=replay_id, actor=operator(), reason=reason)
     give(asdict(progress), as_json=as_json)
