@@ -6,8 +6,9 @@ import httpx
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.api_keys import Scope
+from app.replays import carry_out_if_requested, claim_requested
 from tests.api.conftest import Knock, problem_of
-from tests.factories import make_tenant, one
+from tests.factories import make_delivery, make_tenant, one
 
 
 async def test_audit_shows_who_did_what_page_by_page(client: httpx.AsyncClient) -> None:
@@ -27,6 +28,23 @@ async def test_audit_shows_who_did_what_page_by_page(client: httpx.AsyncClient) 
     )
     assert seen[0]["actor"].startswith("key:")
     assert (await client.get("/v1/audit?request_id=none")).json()["items"] == []
+
+
+async def test_audit_of_a_request_id_shows_what_was_done_about_it_and_nothing_else(
+    client: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    for request_id in ("order-1", "order-2"):
+        delivery = await make_delivery(engine, "failed", request_id=request_id)
+        retried = await client.post(f"/v1/deliveries/{delivery.id}/retry", json={"reason": f"for {request_id}"})
+        assert retried.status_code == 202
+    async with engine.begin() as connection:
+        for replay_id, generation in await claim_requested(connection, limit=9, lease_s=20):
+            await carry_out_if_requested(connection, replay_id, generation)
+    found = (await client.get("/v1/audit?request_id=order-1")).json()["items"]
+    assert {row["request_id"] for row in found} == {"order-1"}
+    (replayed,) = (row for row in found if row["action"] == "delivery.replayed")
+    assert (replayed["before"]["state"], replayed["after"]["state"]) == ("failed", "replayed")
+    assert (replayed["reason"], replayed["actor"][:4]) == ("for order-1", "key:")
 
 
 async def test_operator_makes_tenants_and_their_keys_and_reads_no_data(knock: Knock, engine: AsyncEngine) -> None:
