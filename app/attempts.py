@@ -231,6 +231,11 @@ async def park_if_endpoint_not_active(connection: AsyncConnection, tickets: Sequ
     return result.rowcount
 
 
+def recorded_by_one_statement(settled: Settled) -> bool:
+    """Whether a result touches nothing but its delivery: no endpoint is marked slow or disabled with it."""
+    return settled.failure_class not in SLOW_CLASSES and not settled.disable_endpoint
+
+
 async def record_if_delivering(
     connection: AsyncConnection, settled: Sequence[Settled], *, worker: str
 ) -> set[tuple[UUID, int]]:

@@ -7,6 +7,7 @@ A row that cannot be taken is moved to `outbox_rejected` with its reason and nev
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -25,12 +26,9 @@ from app.subscription import EVENT_TYPE, covering_patterns
 #: Longest headers column that is looked at, in bytes; `app.delivery_headers` allows half of it.
 HEADERS_MAX_BYTES = 8192
 
-_LOCK_WAITING_ROWS = text("SELECT id FROM outbox_events ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED")
-
 # What is judged, never more of it than is needed: producers write these columns, and a row may hold anything. A small jsonb
 # can be large as text, so what is stored is measured first.
-_MEASURE = text(
-    """
+_MEASURED = """
     SELECT o.id, left(o.tenant_id, 100) AS tenant_id, left(o.event_type, 300) AS event_type,
            char_length(o.request_id) AS request_id, char_length(o.idempotency_key) AS idempotency_key,
            char_length(o.run_id) AS run_id, char_length(o.ordering_key) AS ordering_key,
@@ -38,11 +36,15 @@ _MEASURE = text(
            CASE WHEN pg_column_size(o.headers) <= :headers_max THEN left(o.headers::text, :headers_max) END AS headers,
            CASE WHEN pg_column_size(o.payload) <= 16 * :payload_max THEN octet_length(o.payload::text) END
                AS payload_bytes,
-           t.id IS NOT NULL AS tenant_known
-    FROM outbox_events o LEFT JOIN tenants t ON t.id = o.tenant_id
-    WHERE o.id = ANY(CAST(:ids AS uuid[]))
-    """
-)
+           EXISTS (SELECT FROM tenants t WHERE t.id = o.tenant_id) AS tenant_known
+    FROM outbox_events o
+"""
+
+_LOCK_AND_MEASURE_WAITING_ROWS = text(f"{_MEASURED} ORDER BY o.id LIMIT :limit FOR UPDATE SKIP LOCKED")
+
+# Apart, where a row that cannot even be measured must be known by its id.
+_LOCK_NEXT_WAITING_ROW = text("SELECT id FROM outbox_events ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED")
+_MEASURE_LOCKED_ROW = text(f"{_MEASURED} WHERE o.id = :id")
 
 _SET_ASIDE = text(
     """
@@ -162,10 +164,11 @@ async def take_from_outbox(
         sqlalchemy.exc.DBAPIError: the database is away; nothing of this round has happened.
     """
     arguments = {"capacity": capacity, "owner": owner, "lease_s": lease_s}
+    limits = {"payload_max": payload_max_bytes, "headers_max": HEADERS_MAX_BYTES}
     try:
         async with engine.begin() as connection:
-            ids = await _locked(connection, limit)
-            intake = await _take(connection, ids, payload_max_bytes, arguments)
+            rows = (await connection.execute(_LOCK_AND_MEASURE_WAITING_ROWS, {"limit": limit} | limits)).all()
+            intake = await _take(connection, rows, payload_max_bytes, arguments)
             failpoints.reach("intake.before_commit")
         failpoints.reach("intake.committed")
         return intake
@@ -189,9 +192,10 @@ async def _take_one(engine: AsyncEngine, payload_max_bytes: int, arguments: dict
     row_id: UUID | None = None
     try:
         async with engine.begin() as connection:
-            ids = await _locked(connection, 1)
-            row_id = ids[0] if ids else None
-            return await _take(connection, ids, payload_max_bytes, arguments)
+            row_id = (await connection.execute(_LOCK_NEXT_WAITING_ROW)).scalar_one_or_none()
+            limits = {"payload_max": payload_max_bytes, "headers_max": HEADERS_MAX_BYTES}
+            rows = (await connection.execute(_MEASURE_LOCKED_ROW, {"id": row_id} | limits)).all()
+            return await _take(connection, rows, payload_max_bytes, arguments)
     except DBAPIError as error:
         if is_away(error) or row_id is None:
             raise
@@ -201,17 +205,11 @@ async def _take_one(engine: AsyncEngine, payload_max_bytes: int, arguments: dict
         return Intake(rejected=1)
 
 
-async def _locked(connection: AsyncConnection, limit: int) -> list[UUID]:
-    return list((await connection.execute(_LOCK_WAITING_ROWS, {"limit": limit})).scalars())
-
-
 async def _take(
-    connection: AsyncConnection, ids: list[UUID], payload_max_bytes: int, arguments: dict[str, Any]
+    connection: AsyncConnection, rows: Sequence[Row[Any]], payload_max_bytes: int, arguments: dict[str, Any]
 ) -> Intake:
-    if not ids:
+    if not rows:
         return Intake()
-    limits = {"payload_max": payload_max_bytes, "headers_max": HEADERS_MAX_BYTES}
-    rows = (await connection.execute(_MEASURE, {"ids": ids} | limits)).all()
     refused = {row.id: reason for row in rows if (reason := why_refused(row, payload_max_bytes))}
     if refused:
         await connection.execute(_SET_ASIDE, {"ids": list(refused), "reasons": list(refused.values())})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 from time import monotonic
+from uuid import UUID
 
 import structlog
 
@@ -26,6 +27,9 @@ from workers.runtime import Runtime
 
 log = structlog.get_logger(__name__)
 
+#: By id; None where this worker cannot open the secret.
+Endpoints = dict[UUID, LoadedEndpoint | None]
+
 
 async def deliver(runtime: Runtime, ids: object, generations: object) -> None:
     """Make one attempt of each delivery in a chunk.
@@ -37,7 +41,7 @@ async def deliver(runtime: Runtime, ids: object, generations: object) -> None:
 
     Raises:
         AttemptsFailed: some attempts were not delivered; the others are recorded. To be settled by the middleware.
-        sqlalchemy.exc.DBAPIError: Postgres is away. Nothing was started, or what was started ends by its lease.
+        sqlalchemy.exc.DBAPIError: Postgres is away. What was started ends by its lease.
     """
     try:
         tickets = parse_tickets(ids, generations)
@@ -48,32 +52,37 @@ async def deliver(runtime: Runtime, ids: object, generations: object) -> None:
     failpoints.reach("deliver.received")
     began = monotonic()
     started, endpoints = await _start(runtime, tickets)
-    tasks = [asyncio.create_task(_attempt(runtime, s, endpoints.get(s.endpoint_id), began)) for s in started]
+    tasks = [asyncio.create_task(_attempt(runtime, s, endpoints, began)) for s in started]
     failures = [failure for failure in await asyncio.gather(*tasks) if failure is not None]
     if failures:
         raise AttemptsFailed(failures)
 
 
-async def _start(runtime: Runtime, tickets: list[Ticket]) -> tuple[list[Started], dict[object, LoadedEndpoint]]:
-    """Start what may start, and load its endpoints, in one transaction: if either fails, no attempt has been counted."""
-    async with runtime.engine.begin() as connection:
+async def _start(runtime: Runtime, tickets: list[Ticket]) -> tuple[list[Started], Endpoints]:
+    """Start what may start, and load its endpoints. Each statement is a transaction of its own, without BEGIN and COMMIT."""
+    async with runtime.committing.connect() as connection:
+        failpoints.reach("start.before_commit")
         started = await start_if_published(connection, tickets, worker=runtime.name, lease_s=runtime.settings.lease_s)
-        endpoints = dict(await runtime.endpoints.for_attempts(connection, started))
+        failpoints.reach("start.committed")
+        endpoints = await runtime.endpoints.for_attempts(connection, started)
         if len(started) < len(tickets):
             begun = {(s.delivery_id, s.generation) for s in started}
             refused = [ticket for ticket in tickets if ticket not in begun]
             parked = await park_if_endpoint_not_active(connection, refused)
             runtime.metrics.parked.inc(parked)
             runtime.metrics.stale.labels("ticket").inc(len(refused) - parked)
-        failpoints.reach("start.before_commit")
-    failpoints.reach("start.committed")
-    return started, endpoints  # type: ignore[return-value]
+    return started, endpoints
 
 
-async def _attempt(
-    runtime: Runtime, started: Started, endpoint: LoadedEndpoint | None, began: float
-) -> FailedAttempt | None:
-    if started.body is None or endpoint is None or not endpoint.keys:
+async def _attempt(runtime: Runtime, started: Started, endpoints: Endpoints, began: float) -> FailedAttempt | None:
+    endpoint = endpoints.get(started.endpoint_id)
+    if endpoint is None and started.endpoint_id in endpoints:
+        result = AttemptResult(
+            Outcome.TRANSIENT,
+            FailureClass.OWN_FAULT,
+            error="not sent: this worker has no key for the endpoint's secret; see HOMING_SECRET_KEYS",
+        )
+    elif started.body is None or endpoint is None or not endpoint.keys:
         result = AttemptResult(
             Outcome.DEFINITE,
             FailureClass.UNKNOWN,

@@ -6,11 +6,15 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from uuid import UUID
 
+import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.attempts import Started
 from app.endpoints import LoadedEndpoint, load_endpoints
+from app.errors import SettingsInvalid
 from app.sealing import SecretKeys
+
+log = structlog.get_logger(__name__)
 
 #: Endpoints kept, least recently used dropped first; about 1 kB each.
 KEEP = 10_000
@@ -23,15 +27,17 @@ class EndpointCache:
         self._keys = keys
         self._loaded: OrderedDict[UUID, LoadedEndpoint] = OrderedDict()
 
-    async def for_attempts(self, connection: AsyncConnection, started: Iterable[Started]) -> dict[UUID, LoadedEndpoint]:
+    async def for_attempts(
+        self, connection: AsyncConnection, started: Iterable[Started]
+    ) -> dict[UUID, LoadedEndpoint | None]:
         """The endpoint of each attempt, at the version that the attempt was started with or newer.
 
         No key is among its keys that had expired when the attempt was started; both are times of the database's clock.
 
-        Raises:
-            HomingError: a secret cannot be opened with the keys that this process has.
+        Returns:
+            By id; None for an endpoint with a secret that this process has no key for. Those that are gone are left out.
         """
-        answer: dict[UUID, LoadedEndpoint] = {}
+        answer: dict[UUID, LoadedEndpoint | None] = {}
         missing: set[UUID] = set()
         for attempt in started:
             known = self._loaded.get(attempt.endpoint_id)
@@ -41,12 +47,31 @@ class EndpointCache:
                 self._loaded.move_to_end(attempt.endpoint_id)
                 answer[attempt.endpoint_id] = known
         if missing:
-            fresh = await load_endpoints(connection, self._keys, list(missing))
+            fresh, unreadable = await self._load(connection, list(missing))
             self._loaded.update(fresh)
             answer.update(fresh)
+            answer.update(dict.fromkeys(unreadable))
             while len(self._loaded) > KEEP:
                 self._loaded.popitem(last=False)
         return answer
+
+    async def _load(
+        self, connection: AsyncConnection, ids: list[UUID]
+    ) -> tuple[dict[UUID, LoadedEndpoint], list[UUID]]:
+        """Load endpoints; those with a secret that cannot be opened come second, and do not hold up the others."""
+        try:
+            return await load_endpoints(connection, self._keys, ids), []
+        except SettingsInvalid as error:
+            if len(ids) == 1:
+                log.error("endpoint.secret_unreadable", endpoint_id=str(ids[0]), error=str(error))
+                return {}, ids
+        loaded: dict[UUID, LoadedEndpoint] = {}
+        unreadable: list[UUID] = []
+        for endpoint_id in ids:
+            fresh, failed = await self._load(connection, [endpoint_id])
+            loaded.update(fresh)
+            unreadable += failed
+        return loaded, unreadable
 
 
 def _key_expired(endpoint: LoadedEndpoint, attempt: Started) -> bool:

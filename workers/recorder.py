@@ -15,8 +15,8 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import failpoints
-from app.attempts import Settled, record_if_delivering
-from app.db import is_away
+from app.attempts import Settled, record_if_delivering, recorded_by_one_statement
+from app.db import committing, is_away
 from workers.metrics import WorkerMetrics
 
 log = structlog.get_logger(__name__)
@@ -44,6 +44,7 @@ class Recorder:
 
     def __init__(self, engine: AsyncEngine, metrics: WorkerMetrics, *, worker: str, give_up_after_s: float) -> None:
         self._engine = engine
+        self._committing = committing(engine)
         self._metrics = metrics
         self._worker = worker
         self._give_up_after_s = give_up_after_s
@@ -110,9 +111,14 @@ class Recorder:
             return
 
     async def _write(self, settled: list[Settled]) -> set[tuple[object, int]]:
-        async with self._engine.begin() as connection:
+        # One statement needs no BEGIN and COMMIT around it.
+        one = all(recorded_by_one_statement(result) for result in settled)
+        async with self._committing.connect() if one else self._engine.begin() as connection:
+            if one:
+                failpoints.reach("record.before_commit")
             written: set[tuple[object, int]] = set(await record_if_delivering(connection, settled, worker=self._worker))
-            failpoints.reach("record.before_commit")
+            if not one:
+                failpoints.reach("record.before_commit")
         failpoints.reach("record.committed")
         return written
 

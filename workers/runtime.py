@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.attempts import Settled
 from app.backoff import RetryPolicy
 from app.config import Settings
-from app.db import make_engine
+from app.db import committing, make_engine
 from app.sealing import SecretKeys
 from app.transport import Transport
 from workers.endpoint_cache import EndpointCache
@@ -35,6 +35,8 @@ class Runtime(Middleware):
     """
 
     engine: AsyncEngine
+    committing: AsyncEngine
+    """The same connections; each statement is a transaction of its own."""
     transport: Transport
     recorder: Recorder
 
@@ -86,7 +88,10 @@ class Runtime(Middleware):
             self.metrics.retries.inc()
 
     async def _enter(self) -> None:
-        self.engine = make_engine(self._database_url, name="worker", pool_size=self.settings.database_pool_size)
+        self.engine = make_engine(
+            self._database_url, name="worker", pool_size=self.settings.database_pool_size, planned_once=True
+        )
+        self.committing = committing(self.engine)
         self._open.push_async_callback(self.engine.dispose)
         self.transport = await self._open.enter_async_context(
             Transport(self.settings, own_servers=[self._database_url, self._redis_url])

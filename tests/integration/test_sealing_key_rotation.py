@@ -21,6 +21,7 @@ from app.endpoints import load_endpoints
 from app.rotation import reseal_all
 from app.sealing import SecretKeys
 from tests.conftest import Servers
+from tests.factories import rows
 from tests.integration.command_line import CommandLine, command_line
 from tests.pipeline import running_pipeline, until
 from tests.receiver import Receiver, Request, ok
@@ -217,3 +218,24 @@ def _signed_by(request: Request, secret: str) -> bool:
 
 async def _arrived(receiver: Receiver, count: int) -> bool:
     return len(receiver.requests) >= count
+
+
+async def test_secret_that_no_key_opens_holds_up_no_other_endpoint_and_uses_up_no_attempt(tmp_path: Path) -> None:
+    async with Receiver(ok) as receiver, running_pipeline(tmp_path, workers=1) as pipeline:
+        await pipeline.endpoint(receiver.url)
+        unreadable = await pipeline.endpoint(receiver.url)
+        await rows(
+            pipeline.engine,
+            "UPDATE endpoint_secrets SET sealed = set_byte(sealed, 20, get_byte(sealed, 20) # 1) WHERE endpoint_id = :id",
+            id=unreadable["id"],
+        )
+        await pipeline.publish()
+
+        async def both_tried() -> bool:
+            return await pipeline.states() == {"delivered": 1, "retry_scheduled": 1}
+
+        await until(both_tried)
+        (row,) = await pipeline.rows("SELECT * FROM deliveries WHERE state = 'retry_scheduled'")
+        assert (row.attempts, row.last_class) == (0, "own_fault")
+        assert "HOMING_SECRET_KEYS" in row.last_error
+        assert len(receiver.requests) == 1

@@ -90,7 +90,9 @@ async def test_with_no_overlap_the_old_key_stops_signing_at_once(engine: AsyncEn
     async with engine.connect() as connection:
         now = (await connection.execute(text("SELECT now()"))).scalar_one()
         loaded = await cache.for_attempts(connection, [_started(endpoint_id, 2, now)])
-    assert len(loaded[endpoint_id].keys) == 1
+    endpoint = loaded[endpoint_id]
+    assert endpoint is not None
+    assert len(endpoint.keys) == 1
 
 
 async def test_the_cache_loads_again_from_the_moment_that_a_key_expires(
@@ -104,7 +106,9 @@ async def test_the_cache_loads_again_from_the_moment_that_a_key_expires(
     async def keys_at(moment: datetime) -> list[str]:
         async with engine.connect() as connection:
             loaded = await cache.for_attempts(connection, [_started(endpoint_id, 2, moment)])
-        return [key.key_id for key in loaded[endpoint_id].keys]
+        endpoint = loaded[endpoint_id]
+        assert endpoint is not None
+        return [key.key_id for key in endpoint.keys]
 
     both = [made["key_id"], made["expiring"][0]["key_id"]]
     assert await keys_at(end - timedelta(hours=1)) == both

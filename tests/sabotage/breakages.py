@@ -112,8 +112,8 @@ BREAKAGES = (
     Breakage(
         "the outbox is read from the last id on",
         "app/intake.py",
-        "FROM outbox_events ORDER BY id LIMIT",
-        "FROM outbox_events WHERE id > ALL (SELECT id FROM events) ORDER BY id LIMIT",
+        "{_MEASURED} ORDER BY o.id LIMIT",
+        "{_MEASURED} WHERE o.id > ALL (SELECT id FROM events) ORDER BY o.id LIMIT",
         (f"{_INTAKE}::test_transaction_that_commits_after_a_thousand_newer_ones_is_not_skipped",),
     ),
     Breakage(
