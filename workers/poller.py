@@ -10,10 +10,8 @@ import os
 import random
 import signal
 import socket
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from time import monotonic
-from typing import Any
 
 import structlog
 import uvloop
@@ -21,16 +19,14 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import failpoints
-from app.audit import CHAIN_BATCH, CHAIN_EVERY_S, chain_audit, recent_heads
 from app.claims import Claimed, claim_due, for_dead_letter, release_all_published_not_started, release_if_claimed
 from app.config import Settings
-from app.db import make_engine
-from app.dead_letters import remove_if_resolved
+from app.db import committing, make_engine
 from app.intake import take_from_outbox
 from app.logs import configure_logging
-from app.partitions import ensure_partitions
-from app.reads import backlog, work_waiting
+from app.reads import Work, work_waiting
 from app.replay_batches import claim_requested
+from workers.chores import Chores
 from workers.exposition import serve_metrics
 from workers.metrics import PollerMetrics
 from workers.publisher import Publisher
@@ -38,14 +34,10 @@ from workers.wake import FIRST_DOZE_S, Sleeper
 
 log = structlog.get_logger(__name__)
 
-#: Seconds between two looks at the backlog for the gauges.
-GAUGES_EVERY_S = 5.0
-#: Seconds between two calls that make partitions ahead.
-PARTITIONS_EVERY_S = 3600.0
-#: Seconds between two lines in the log with the heads of the audit chains: where a rewritten chain shows.
-HEADS_EVERY_S = 600.0
 #: Replays published in one cycle, at most.
 REPLAYS_MAX = 50
+#: Rows in one cycle from which on a poller is busy: it has itself not woken then, so that producers need not notify.
+BUSY = 16
 #: Seconds a poller waits after Redis refused, at first and at most; doubles in between.
 REDIS_PAUSE_S = (0.2, 2.0)
 #: A cycle older than this means that the poller is stuck.
@@ -65,7 +57,10 @@ class Poller:
         self.metrics = PollerMetrics()
         self.name = f"poller@{socket.gethostname()}:{os.getpid()}"
         self._settings = settings
-        self._engine = make_engine(database_url, name="poller", pool_size=min(2, settings.database_pool_size))
+        self._engine = make_engine(
+            database_url, name="poller", pool_size=min(2, settings.database_pool_size), planned_once=True
+        )
+        self._looking = committing(self._engine)
         self._publisher = Publisher(redis_url, chunk_max=settings.chunk_max)
         self._sleeper = Sleeper(database_url)
         self._stopping = asyncio.Event()
@@ -91,32 +86,36 @@ class Poller:
             await stack.enter_async_context(
                 serve_metrics(self.metrics.registry, self._settings.metrics_port, lambda: self.healthy)
             )
-            chores = asyncio.create_task(self._do_chores(), name="chores")
+            chores = asyncio.create_task(Chores(self._engine, self.metrics).run(), name="chores")
             stack.callback(chores.cancel)
             log.info("poller.started", name=self.name)
-            doze_s = FIRST_DOZE_S
-            while not self._stopping.is_set():
-                if await self._cycle_safely():
-                    doze_s = FIRST_DOZE_S
-                    continue
-                if self._redis_pause_s:
-                    await self._pause(self._redis_pause_s)
-                elif await self._sleeper.arm():
-                    doze_s = FIRST_DOZE_S
-                    # Once more: what was committed before the lock was taken did not notify.
-                    if not await self._cycle_safely():
-                        await self._sleep()
-                    await self._sleeper.disarm()
-                else:
-                    longest = (
-                        min(0.1, self._settings.slow_poll_s) if self._sleeper.on_duty else self._settings.slow_poll_s
-                    )
-                    await self._pause(min(doze_s, longest))
-                    doze_s = min(doze_s * 2, longest)
+            await self._cycle_until_stopped()
         log.info("poller.stopped")
 
-    async def _sleep(self) -> None:
-        """Until a commit notifies, the next delivery is due, the slow poll comes round, or somebody stops us."""
+    async def _cycle_until_stopped(self) -> None:
+        doze_s = FIRST_DOZE_S
+        woken = False
+        while not self._stopping.is_set():
+            done = await self._cycle_safely(woken)
+            looked, woken = not woken, False
+            if done >= BUSY or self._redis_pause_s:
+                await self._sleeper.disarm()
+            if done or not looked:
+                doze_s = FIRST_DOZE_S
+            elif self._redis_pause_s:
+                await self._pause(self._redis_pause_s)
+            elif self._sleeper.armed:
+                woken = await self._sleep()
+            elif await self._sleeper.arm():
+                # Once more round: what was committed before the lock was taken did not notify.
+                doze_s = FIRST_DOZE_S
+            else:
+                longest = min(0.1, self._settings.slow_poll_s) if self._sleeper.on_duty else self._settings.slow_poll_s
+                await self._pause(min(doze_s, longest))
+                doze_s = min(doze_s * 2, longest)
+
+    async def _sleep(self) -> bool:
+        """Until a commit notifies (True), the next delivery is due, the slow poll comes round, or somebody stops us."""
         timeout = self._settings.slow_poll_s
         if self._next_due_s is not None:
             timeout = min(timeout, max(0.0, self._next_due_s))
@@ -125,7 +124,8 @@ class Poller:
         await asyncio.wait({waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         for task in (waiting, stopping):
             task.cancel()
-        await asyncio.gather(waiting, stopping, return_exceptions=True)
+        woken, _ = await asyncio.gather(waiting, stopping, return_exceptions=True)
+        return woken is True
 
     async def _pause(self, seconds: float) -> None:
         try:
@@ -134,53 +134,60 @@ class Poller:
         except TimeoutError:
             pass
 
-    async def _cycle_safely(self) -> bool:
+    async def _cycle_safely(self, woken: bool) -> int:
         try:
-            worked = await self._cycle()
+            done = await self._cycle(woken)
         except (SQLAlchemyError, OSError) as error:
             self.metrics.cycle_failures.inc()
             log.warning("poller.postgres_away", error=f"{type(error).__name__}: {error}"[:300])
             await self._pause(0.2 + random.random() * 0.3)
-            worked = False
+            done = 0
         except RedisError as error:
             self._redis_away(error)
-            worked = False
+            done = 0
         except Exception:
             # Nobody else publishes: whatever it was, it must not end the poller.
             self.metrics.cycle_failures.inc()
             log.exception("poller.cycle_failed")
             await self._pause(1.0)
-            worked = False
+            done = 0
         self._last_cycle = monotonic()
-        return worked
+        return done
 
-    async def _cycle(self) -> bool:
-        """Look, claim, take, publish; returns whether there may be more to do at once."""
-        async with self._engine.connect() as connection:
-            work = await work_waiting(connection)
-        self._next_due_s = min((s for s in (work.next_due_s, work.next_replay_s) if s is not None), default=None)
+    async def _cycle(self, woken: bool) -> int:
+        """Look, claim, take, publish; returns how much was done: at 0 there is nothing more to do now.
+
+        Woken by a commit, it takes before it looks.
+        """
+        work = Work(outbox=True, next_replay_s=None, next_due_s=None) if woken else await self._look()
         if not work.anything:
-            return False
+            return 0
         waiting, memory_lost = await self._publisher.waiting()
         self._redis_back()
         if memory_lost:
             await self._after_memory_loss()
-        progress = 0
+        done = 0
         if work.replays:
-            progress += await self._publish_replays()
+            done += await self._publish_replays()
         room = (self._settings.publish_ahead - waiting) * self._settings.chunk_max
         if room <= 0:
             await self._pause(FIRST_DOZE_S)
-            return True
+            return BUSY
         limit = min(self._settings.claim_batch, room)
         if work.due:
             claimed = await self._claim_due(limit)
-            progress += len(claimed)
+            done += len(claimed)
             await self._publish(claimed, waiting)
             waiting += len(claimed) // self._settings.chunk_max
         if work.outbox:
-            progress += await self._take(limit, room, waiting)
-        return progress > 0
+            done += await self._take(limit, room, waiting)
+        return done
+
+    async def _look(self) -> Work:
+        async with self._looking.connect() as connection:
+            work = await work_waiting(connection)
+        self._next_due_s = min((s for s in (work.next_due_s, work.next_replay_s) if s is not None), default=None)
+        return work
 
     async def _claim_due(self, limit: int) -> list[Claimed]:
         async with self._engine.begin() as connection:
@@ -265,59 +272,6 @@ class Poller:
     def _redis_back(self) -> None:
         self._redis_pause_s = 0.0
         self.metrics.redis_up.set(1)
-
-    async def _do_chores(self) -> None:
-        """Make partitions ahead, chain the audit trail, and keep the gauges true, beside the cycles."""
-        partitions_at = heads_at = 0.0
-        while True:
-            if monotonic() >= partitions_at and await self._chore_done(self._make_partitions()):
-                partitions_at = monotonic() + PARTITIONS_EVERY_S
-            await self._chore_done(self._remove_resolved_letters())
-            await self._chore_done(self._chain_audit())
-            if monotonic() >= heads_at and await self._chore_done(self._log_heads()):
-                heads_at = monotonic() + HEADS_EVERY_S
-            await self._chore_done(self._set_gauges())
-            await asyncio.sleep(min(GAUGES_EVERY_S, CHAIN_EVERY_S))
-
-    async def _chore_done(self, chore: Coroutine[Any, Any, None]) -> bool:
-        """One chore; its failure is logged and stops neither the other nor the poller."""
-        try:
-            await chore
-        except Exception as error:
-            log.warning("poller.chore_failed", error=f"{type(error).__name__}: {error}"[:300])
-            return False
-        return True
-
-    async def _make_partitions(self) -> None:
-        await ensure_partitions(self._engine)
-
-    async def _chain_audit(self) -> None:
-        while True:
-            async with self._engine.begin() as connection:
-                chained = await chain_audit(connection)
-            if chained < CHAIN_BATCH:
-                return
-
-    async def _log_heads(self) -> None:
-        async with self._engine.connect() as connection:
-            for head in await recent_heads(connection, age_s=HEADS_EVERY_S * 2):
-                log.info("audit.head", tenant_id=head.tenant_id, seq=head.seq, hash=head.hash)
-
-    async def _remove_resolved_letters(self) -> None:
-        async with self._engine.begin() as connection:
-            removed = await remove_if_resolved(connection)
-        if removed:
-            log.info("dead_letters.removed", removed=removed)
-
-    async def _set_gauges(self) -> None:
-        async with self._engine.connect() as connection:
-            seen = await backlog(connection)
-        self.metrics.outbox_waiting.set(seen.outbox_waiting)
-        self.metrics.outbox_age.set(seen.outbox_oldest_s)
-        self.metrics.rejected_waiting.set(seen.set_aside)
-        self.metrics.due.set(seen.due)
-        self.metrics.oldest_due_age.set(seen.due_oldest_s)
-        self.metrics.dead_letters_open.set(seen.dead_letters_open)
 
 
 def run_poller(settings: Settings, database_url: str, redis_url: str) -> None:

@@ -1,9 +1,9 @@
 """How an idle poller sleeps without missing a commit, and without a NOTIFY in every producer's transaction.
 
-While a poller sleeps it holds an advisory lock exclusively. The outbox's insert trigger tries to take the same lock, shared:
-if it cannot, somebody sleeps, and it notifies. A busy poller holds nothing, so busy producers never notify. Of several
-pollers one is the sleeper on duty; the others wake by their slow poll. Both locks belong to one connection of their own
-and end with it.
+A poller that is about to sleep arms itself: it takes an advisory lock exclusively. The outbox's insert trigger tries to take
+the same lock, shared: if it cannot, somebody wants to be woken, and it notifies. Armed, a poller may wake, work and sleep
+again; a busy one disarms, so that busy producers never notify. Of several pollers one is the sleeper on duty; the others wake
+by their slow poll. Both locks belong to one connection of their own and end with it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ FIRST_DOZE_S = 0.01
 
 
 class Sleeper:
-    """Used by one poller: `arm`, look for work once more, then `wait`, then `disarm`."""
+    """Used by one poller: `arm`, look for work once more, then `wait`; `disarm` when there is much to do."""
 
     def __init__(self, database_url: str) -> None:
         self._database_url = database_url
         self._connection: psycopg.AsyncConnection | None = None
         self._on_duty = False
+        self._armed = False
 
     async def arm(self) -> bool:
         """Take the sleeping lock; from now on every commit to the outbox notifies.
@@ -45,7 +46,9 @@ class Sleeper:
                 self._on_duty = await self._try_lock(connection, DUTY_LOCK)
                 if not self._on_duty:
                     return False
-            return await self._try_lock(connection, SLEEPING_LOCK)
+            if not self._armed:
+                self._armed = await self._try_lock(connection, SLEEPING_LOCK)
+            return self._armed
         except psycopg.Error as error:
             await self._lost(error)
             return False
@@ -55,21 +58,33 @@ class Sleeper:
         """Whether this poller is the one that commits wake."""
         return self._on_duty
 
-    async def wait(self, timeout_s: float) -> None:
-        """Sleep until a commit to the outbox notifies, or the time is over. Armed only."""
+    @property
+    def armed(self) -> bool:
+        """Whether every commit to the outbox notifies, and has since `arm`."""
+        return self._armed
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Sleep until a commit to the outbox notifies, or the time is over. Armed only; stays armed.
+
+        Returns:
+            True when a commit has notified, now or since the last `wait`.
+        """
         if self._connection is None:
             await asyncio.sleep(timeout_s)
-            return
+            return False
+        woken = False
         try:
             async for _ in self._connection.notifies(timeout=timeout_s, stop_after=1):
-                pass
+                woken = True
         except psycopg.Error as error:
             await self._lost(error)
+        return woken
 
     async def disarm(self) -> None:
-        """Give the sleeping lock back."""
-        if self._connection is None:
+        """Give the sleeping lock back: commits notify no more. Does nothing when it is not armed."""
+        if self._connection is None or not self._armed:
             return
+        self._armed = False
         try:
             await self._connection.execute("SELECT pg_advisory_unlock(%s)", (SLEEPING_LOCK,))
         except psycopg.Error as error:
@@ -77,13 +92,14 @@ class Sleeper:
 
     async def close(self) -> None:
         """Close the connection; its locks go with it."""
-        connection, self._connection, self._on_duty = self._connection, None, False
+        connection, self._connection = self._connection, None
+        self._on_duty = self._armed = False
         if connection is not None:
             await connection.close()
 
     async def _connected(self) -> psycopg.AsyncConnection:
         if self._connection is None or self._connection.closed:
-            self._on_duty = False
+            self._on_duty = self._armed = False
             self._connection = await psycopg.AsyncConnection.connect(
                 self._database_url, autocommit=True, application_name="homing-sleeper", connect_timeout=5
             )
