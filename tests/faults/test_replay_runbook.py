@@ -198,7 +198,7 @@ async def test_every_command_of_the_runbook_does_what_it_says_on_a_broken_instal
         assert "staging" in (tmp_path / "drill.md").read_text()
         assert operator.left == [], "commands that were not tried"
 
-        # 8, once more: somebody edits a row, and later writes the whole chain anew
+        # 8, once more: somebody edits a row
         async with pipeline.engine.begin() as connection:
             await connection.exec_driver_sql("ALTER TABLE audit_events DISABLE TRIGGER ALL")
             await connection.exec_driver_sql("UPDATE audit_events SET actor = 'nobody' WHERE seq = 1")

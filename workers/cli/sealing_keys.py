@@ -91,7 +91,13 @@ def _reseal(access: Access, keys: SecretKeys) -> Resealing:
                 teller.tell(progress)
         return progress
 
-    return access.with_engine(work)
+    try:
+        return access.with_engine(work)
+    except KeyboardInterrupt:
+        say(
+            "\nwhat was sealed again stays so, and both keys open the rest: `homing secrets rotate-key` goes on with it"
+        )
+        raise
 
 
 class _Teller:
