@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import urlopen
 
 import psycopg
 import pytest
@@ -96,7 +97,8 @@ def test_up_starts_everything_restarts_what_dies_and_stops_in_order(tmp_path: Pa
         with up(clean | {"HOMING_HOME": str(home), "HOMING_METRICS_PORT": "0"}, errors) as (parent, where):
             pids = where["processes"]
             assert isinstance(pids, dict)
-            assert set(pids) == {"poller", "worker-1"}
+            assert set(pids) == {"api", "poller", "worker-1"}
+            assert wait_until(lambda: _answers(f"{where['api']}/readyz"), 30)
             settings = load_settings(home=home)
             servers = running_servers(settings)
             assert servers is not None
@@ -119,6 +121,14 @@ def test_up_starts_everything_restarts_what_dies_and_stops_in_order(tmp_path: Pa
         assert "homing endpoints create" in errors.read_text()
     finally:
         EmbeddedPostgres(home).erase()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def _last_pid(log: Path) -> int:

@@ -52,7 +52,7 @@ def up(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Start servers, bring the schema up to date, and run a poller and workers until SIGTERM or Ctrl-C."""
+    """Start servers, bring the schema up to date, and run API, poller and workers until SIGTERM or Ctrl-C."""
     from workers.cli.together import Together
 
     Together(workers=workers, show_logs=show_logs, as_json=as_json).run()

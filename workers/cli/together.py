@@ -1,4 +1,4 @@
-"""What `homing up` does: servers, schema, one poller and some workers, kept running until somebody stops them."""
+"""What `homing up` does: servers, schema, the API, one poller and some workers, kept running until somebody stops them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from app.config import Settings
 from app.embedded import RunningServers, ensure_servers, running_servers
 from app.embedded.files import prepare_home
+from app.embedded.ports import free_port, is_free
 from app.migrate import migrate
 from app.sealing import SecretKeys
 from workers.cli.access import read_settings
@@ -51,6 +52,7 @@ class Together:
     workers: int
     show_logs: bool
     as_json: bool
+    _api_port: int = 0
     _children: dict[str, _Child] = field(default_factory=dict)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -68,11 +70,13 @@ class Together:
                 prepare_home(settings.home.resolve())
                 log_dir = settings.home.resolve() / "logs"
                 log_dir.mkdir(mode=0o700, exist_ok=True)
-            processes = Processes(_environment(settings, servers), log_dir)
+            # Two installations may run on one machine: the second one's API takes a port that is free.
+            self._api_port = settings.api_port if settings.api_port and is_free(settings.api_port) else free_port()
+            processes = Processes(self._environment(settings, servers), log_dir)
             try:
                 for number in (signal.SIGTERM, signal.SIGINT):
                     signal.signal(number, self._on_signal)
-                for name in ("poller", *(f"worker-{n}" for n in range(1, self.workers + 1))):
+                for name in ("api", "poller", *(f"worker-{n}" for n in range(1, self.workers + 1))):
                     self._start(processes, name)
                 self._announce(settings, servers, processes)
                 servers = self._keep_running(settings, servers, processes)
@@ -126,15 +130,26 @@ class Together:
             say("the servers' owner has gone; starting them again")
             servers = ensure_servers(settings)
         if (servers.database_url, servers.redis_url) != before:  # they are on other ports now
-            processes.env = _environment(settings, servers)
+            processes.env = self._environment(settings, servers)
             for name in processes.stop_all(settings.lease_s + 5):
                 self._start(processes, name)
         return servers
+
+    def _environment(self, settings: Settings, servers: RunningServers) -> dict[str, str]:
+        """What the children need: URLs hold passwords, so they go here and never into arguments."""
+        environment = dict(os.environ)
+        environment["HOMING_DATABASE_URL"] = servers.database_url
+        environment["HOMING_REDIS_URL"] = servers.redis_url
+        environment["HOMING_API_PORT"] = str(self._api_port)
+        if settings.database_url is None and settings.secret_keys is None and settings.secret_keys_file is None:
+            environment["HOMING_SECRET_KEYS_FILE"] = str(settings.home.resolve() / "secret_keys")
+        return environment
 
     def _announce(self, settings: Settings, servers: RunningServers, processes: Processes) -> None:
         where: dict[str, Any] = {
             "postgres": _address(servers.database_url),
             "redis": _address(servers.redis_url),
+            "api": f"http://{settings.api_host}:{self._api_port}",
             "home": str(settings.home.resolve()),
             "logs": str(processes.log_dir) if processes.log_dir else None,
             "processes": processes.pids(),
@@ -145,18 +160,9 @@ class Together:
             "\nRunning. Ctrl-C stops everything. Try, in another terminal:\n"
             "  homing endpoints create --url https://example.com/hook\n"
             "  homing events publish --type invoice.paid --data '{\"amount\": 10}'\n"
-            "  homing status"
+            "  homing status\n"
+            "  homing keys create --scope deliveries:read     (for the API)"
         )
-
-
-def _environment(settings: Settings, servers: RunningServers) -> dict[str, str]:
-    """What the children need: URLs hold passwords, so they go here and never into arguments."""
-    environment = dict(os.environ)
-    environment["HOMING_DATABASE_URL"] = servers.database_url
-    environment["HOMING_REDIS_URL"] = servers.redis_url
-    if settings.database_url is None and settings.secret_keys is None and settings.secret_keys_file is None:
-        environment["HOMING_SECRET_KEYS_FILE"] = str(settings.home.resolve() / "secret_keys")
-    return environment
 
 
 def _address(url: str) -> str:
