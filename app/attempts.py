@@ -85,22 +85,40 @@ _START_IF_PUBLISHED = text(
 )
 
 # The endpoint's row is locked FOR SHARE and judged again under the lock: an operator who resumes it at this moment either
-# finds the parked rows and frees them, or has resumed before, and nothing is parked.
+# finds the parked rows and frees them, or has resumed before, and nothing is parked. An archived one is never resumed: what
+# would wait for it has failed, and goes on to the dead letters.
 _PARK_IF_ENDPOINT_NOT_ACTIVE = text(
     """
     WITH closed AS (
-        SELECT id FROM endpoints
+        SELECT id, status = 'archived' AS archived FROM endpoints
         WHERE status <> 'active'
           AND id IN (SELECT endpoint_id FROM deliveries WHERE id = ANY(CAST(:ids AS uuid[])))
         ORDER BY id
         FOR SHARE
+    ), put_aside AS (
+        UPDATE deliveries d
+        SET state = CASE WHEN closed.archived THEN 'failed' ELSE d.state END,
+            due_at = CASE WHEN closed.archived THEN now() ELSE 'infinity' END,
+            failed_at = CASE WHEN closed.archived THEN now() END,
+            last_class = CASE WHEN closed.archived THEN 'endpoint_archived' ELSE d.last_class END,
+            last_status = CASE WHEN NOT closed.archived THEN d.last_status END,
+            last_error = CASE WHEN closed.archived THEN 'its endpoint is archived' ELSE d.last_error END,
+            lease_owner = NULL
+        FROM unnest(CAST(:ids AS uuid[]), CAST(:generations AS integer[])) AS w (id, generation), closed
+        WHERE d.id = ANY(CAST(:ids AS uuid[])) AND d.id = w.id AND d.generation = w.generation
+          AND d.state IN ('pending', 'retry_scheduled', 'replayed') AND d.lease_owner IS NOT NULL
+          AND d.endpoint_id = closed.id
+        RETURNING d.id, d.tenant_id, d.event_id, d.attempts, d.replays, closed.archived
+    ), audit AS (
+        INSERT INTO audit_events (tenant_id, action, subject, before, after, actor, reason, request_id, traceparent)
+        SELECT a.tenant_id, CASE WHEN a.replays > 0 THEN 'delivery.reprocess_failed' ELSE 'delivery.given_up' END, a.id::text,
+               jsonb_build_object('attempts', a.attempts), '{"state": "failed", "class": "endpoint_archived"}',
+               'homing', 'its endpoint is archived', e.request_id, e.traceparent
+        FROM put_aside a
+        LEFT JOIN LATERAL (SELECT request_id, traceparent FROM events WHERE id = a.event_id LIMIT 1) e ON true
+        WHERE a.archived
     )
-    UPDATE deliveries d
-    SET due_at = 'infinity', lease_owner = NULL
-    FROM unnest(CAST(:ids AS uuid[]), CAST(:generations AS integer[])) AS w (id, generation), closed
-    WHERE d.id = ANY(CAST(:ids AS uuid[])) AND d.id = w.id AND d.generation = w.generation
-      AND d.state IN ('pending', 'retry_scheduled', 'replayed') AND d.lease_owner IS NOT NULL
-      AND d.endpoint_id = closed.id
+    SELECT id FROM put_aside
     """
 )
 
@@ -223,12 +241,13 @@ async def start_if_published(
 async def park_if_endpoint_not_active(connection: AsyncConnection, tickets: Sequence[Ticket]) -> int:
     """Put deliveries of endpoints that are not active out of the schedule until they are resumed; none is used up.
 
-    Returns how many were parked; the rest of the tickets were stale.
+    Those of archived ones, which are never resumed, have failed by that. Guard: published under the ticket's generation, and
+    not started. Returns how many were put aside; the rest of the tickets were stale.
     """
     result = await connection.execute(
         _PARK_IF_ENDPOINT_NOT_ACTIVE, {"ids": [t[0] for t in tickets], "generations": [t[1] for t in tickets]}
     )
-    return result.rowcount
+    return len(result.all())
 
 
 def recorded_by_one_statement(settled: Settled) -> bool:

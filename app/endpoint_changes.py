@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.audit import write_audit
 from app.backoff import RetryPolicy
 from app.endpoint_url import validate_endpoint_url
+from app.endpoints import free_parked
 from app.errors import Conflict, InvalidInput, NotFound
 from app.subscription import PATTERN
 
@@ -149,8 +150,14 @@ async def archive_endpoint(
     if_match: Sequence[str] | None,
     actor: str,
     reason: str | None,
-) -> None:
-    """Never call it again; it keeps its history, and what still waits for it keeps waiting. Audited. Twice is once.
+) -> int:
+    """Never call it again; it keeps its history, and what waits for it goes to the dead letters. Audited. Twice is once.
+
+    What is held back is due at once, and what waits for a retry when that is due: a worker that finds its endpoint archived
+    gives it up, class `endpoint_archived`. An attempt that is under way ends as it ends.
+
+    Returns:
+        How many deliveries were held back for it, and are on their way to the dead letters.
 
     Raises:
         NotFound: the tenant has none with this id.
@@ -160,17 +167,20 @@ async def archive_endpoint(
     require_match(now, if_match)
     where = {"tenant_id": tenant_id, "id": endpoint_id, "reason": reason}
     archived: Row[Any] | None = (await connection.execute(_ARCHIVE_IF_NOT_YET, where)).one_or_none()
-    if archived is not None:
-        await write_audit(
-            connection,
-            tenant_id=tenant_id,
-            action="endpoint.archived",
-            subject=endpoint_id,
-            before={"status": now["status"]},
-            after={"status": "archived"},
-            actor=actor,
-            reason=reason,
-        )
+    if archived is None:
+        return 0
+    given_up = await free_parked(connection, endpoint_id)
+    await write_audit(
+        connection,
+        tenant_id=tenant_id,
+        action="endpoint.archived",
+        subject=endpoint_id,
+        before={"status": now["status"]},
+        after={"status": "archived", "deliveries_given_up": given_up},
+        actor=actor,
+        reason=reason,
+    )
+    return given_up
 
 
 def require_match(endpoint: Mapping[str, Any], if_match: Sequence[str] | None) -> None:

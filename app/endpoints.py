@@ -262,6 +262,11 @@ async def resume_endpoint(
         Conflict: it is active or archived.
     """
     await _move(connection, tenant_id, endpoint_id, ["paused", "disabled"], "active", actor, reason)
+    return await free_parked(connection, endpoint_id)
+
+
+async def free_parked(connection: AsyncConnection, endpoint_id: UUID) -> int:
+    """Make everything that waits for an endpoint due now, after its status has changed; returns how many."""
     freed = (await connection.execute(_UNPARK, {"id": endpoint_id})).rowcount
     await connection.execute(text("SELECT pg_notify('homing_wake', '')"))
     return freed

@@ -118,6 +118,19 @@ def resume(endpoint_id: EndpointId, reason: Reason = None, tenant: Tenant = "def
     give({"id": endpoint_id, "status": "active", "deliveries_freed": freed}, as_json=as_json)
 
 
+@app.command("archive")
+def archive(endpoint_id: EndpointId, reason: Reason = None, tenant: Tenant = "default", as_json: Json = False) -> None:
+    """Never call an endpoint again, for good. What waits for it goes to the dead letters, where it is kept."""
+    from app.endpoint_changes import archive_endpoint
+
+    given_up = in_transaction(
+        archive_endpoint, tenant_id=tenant, endpoint_id=endpoint_id, if_match=None, actor=operator(), reason=reason
+    )
+    give({"id": endpoint_id, "status": "archived", "deliveries_given_up": given_up}, as_json=as_json)
+    if given_up:
+        say(f"what waited for it goes to the dead letters: homing dead-letters list --endpoint {endpoint_id}")
+
+
 @app.command("rotate-secret")
 def rotate_secret(
     endpoint_id: EndpointId,
