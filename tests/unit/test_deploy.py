@@ -110,10 +110,10 @@ def test_processes_get_more_time_to_stop_than_they_need() -> None:
 
 
 def test_probes_ask_what_the_processes_answer() -> None:
-    paths = {
-        name: container["livenessProbe"]["httpGet"]["path"] for name, _, container in containers() if name != "migrate"
-    }
-    assert paths == {"api": "/livez", "poller": "/healthz", "worker": "/healthz"}
+    asked = {name: str(container["livenessProbe"]) for name, _, container in containers() if name != "migrate"}
+    for name, path in {"api": "/livez", "poller": "/healthz", "worker": "/healthz"}.items():
+        assert path in asked[name]
+    assert f":{SETTINGS['metrics_port'].default}/" in asked["poller"]
     (api,) = (container for name, _, container in containers() if name == "api")
     assert api["readinessProbe"]["httpGet"]["path"] == "/readyz"
     ports = {name: container["ports"][0]["containerPort"] for name, _, container in containers() if name != "migrate"}
