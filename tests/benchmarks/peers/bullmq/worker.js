@@ -7,7 +7,13 @@ const { Agent } = require("undici");
 const { CONCURRENCY, POOL_SIZE, TIMEOUT_MS, DATABASE_URL, RECORD, headers, redisConnection } = require("./webhooks.js");
 
 const database = new Pool({ connectionString: DATABASE_URL, max: POOL_SIZE });
-const agent = new Agent({ connections: CONCURRENCY, pipelining: 1, connect: { timeout: 5_000 } });
+const agent = new Agent({
+  connections: CONCURRENCY,
+  pipelining: 1,
+  connect: { timeout: 5_000 },
+  headersTimeout: TIMEOUT_MS,
+  bodyTimeout: TIMEOUT_MS,
+});
 
 async function deliver({ data }) {
   let status = null;
@@ -19,7 +25,6 @@ async function deliver({ data }) {
       method: "POST",
       headers: headers(data.event_id, data.secret, data.payload),
       body: data.payload,
-      signal: AbortSignal.timeout(TIMEOUT_MS),
     });
     await body.dump();
     status = statusCode;

@@ -18,7 +18,6 @@ from webhooks import (
     POOL_SIZE,
     RETRIES,
     TIMEOUT_S,
-    NotDelivered,
     headers,
     record,
     require_delivered,
@@ -32,7 +31,8 @@ app.conf.update(
     worker_prefetch_multiplier=int(os.environ.get("PEER_PREFETCH", "4")),
     worker_cancel_long_running_tasks_on_connection_loss=True,
     broker_connection_retry_on_startup=True,
-    broker_transport_options={"visibility_timeout": 3600},
+    # Every thread acknowledges over a connection of its own; with the default of 10 some acknowledgements are lost.
+    broker_transport_options={"visibility_timeout": 3600, "max_connections": CONCURRENCY + 10},
 )
 
 
@@ -54,7 +54,7 @@ def session() -> requests.Session:
 
 
 @app.task(
-    autoretry_for=(NotDelivered,),
+    autoretry_for=(Exception,),
     max_retries=RETRIES,
     retry_backoff=BACKOFF_MIN_S,
     retry_backoff_max=BACKOFF_MAX_S,

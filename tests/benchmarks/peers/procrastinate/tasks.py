@@ -7,6 +7,7 @@ from typing import Any
 import aiohttp
 from procrastinate import App, JobContext, PsycopgConnector, RetryStrategy
 from procrastinate.jobs import DeleteJobCondition
+from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 from webhooks import (
     BACKOFF_MIN_S,
@@ -20,7 +21,12 @@ from webhooks import (
     require_delivered,
 )
 
-app = App(connector=PsycopgConnector(conninfo=DATABASE_URL, min_size=1, max_size=POOL_SIZE))
+app = App(connector=PsycopgConnector(conninfo=DATABASE_URL))
+
+
+async def autocommit(connection: AsyncConnection) -> None:
+    """Every statement of Procrastinate is a transaction of its own: BEGIN and COMMIT would be two trips more."""
+    await connection.set_autocommit(True)
 
 
 @app.task(retry=RetryStrategy(max_attempts=RETRIES, exponential_wait=BACKOFF_MIN_S), pass_context=True)
@@ -44,9 +50,9 @@ async def work() -> None:
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     options: dict[str, Any] = {"cookie_jar": aiohttp.DummyCookieJar()}
     async with (
-        app.open_async(),
+        AsyncConnectionPool(DATABASE_URL, min_size=1, max_size=POOL_SIZE, configure=autocommit) as pool,
+        app.open_async(pool),
         aiohttp.ClientSession(connector=connector, timeout=timeout, **options) as session,
-        AsyncConnectionPool(DATABASE_URL, min_size=1, max_size=POOL_SIZE, kwargs={"autocommit": True}) as pool,
     ):
         print("worker is ready", flush=True)
         await app.run_worker_async(
