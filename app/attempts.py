@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +11,8 @@ from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.db import array
 
 #: Classes of failure that mark an endpoint as slow: it holds requests, or all of its connections are taken.
 SLOW_CLASSES = frozenset({"timeout", "connect_timeout", "own_fault"})
@@ -125,13 +128,10 @@ _PARK_IF_ENDPOINT_NOT_ACTIVE = text(
 _RECORD_IF_DELIVERING = text(
     """
     WITH r AS (
-        SELECT * FROM unnest(
-            CAST(:delivery_id AS uuid[]), CAST(:generation AS integer[]), CAST(:next_state AS text[]),
-            CAST(:delay_s AS double precision[]), CAST(:outcome AS text[]), CAST(:failure_class AS text[]),
-            CAST(:retryable AS boolean[]), CAST(:http_status AS integer[]), CAST(:error AS text[]),
-            CAST(:response_excerpt AS text[]), CAST(:duration_ms AS integer[]), CAST(:counted AS boolean[]))
-        AS r (delivery_id, generation, next_state, delay_s, outcome, failure_class, retryable, http_status, error,
-              response_excerpt, duration_ms, counted)
+        SELECT * FROM json_to_recordset(CAST(:results AS json)) AS r (
+            delivery_id uuid, generation integer, next_state text, delay_s double precision, outcome text,
+            failure_class text, retryable boolean, http_status integer, error text, response_excerpt text,
+            duration_ms integer, counted boolean)
     ), written AS (
         UPDATE deliveries d
         SET state = r.next_state,
@@ -141,7 +141,8 @@ _RECORD_IF_DELIVERING = text(
             delivered_at = CASE WHEN r.next_state = 'delivered' THEN now() END,
             failed_at = CASE WHEN r.next_state = 'failed' THEN now() END
         FROM r
-        WHERE d.id = ANY(CAST(:delivery_id AS uuid[])) AND d.id = r.delivery_id AND d.generation = r.generation AND d.state = 'delivering'
+        WHERE d.id = ANY(CAST(:ids AS uuid[])) AND d.id = r.delivery_id
+          AND d.generation = r.generation AND d.state = 'delivering'
         RETURNING d.id, d.generation, d.tenant_id, d.event_id, d.endpoint_id, d.attempts, d.last_attempt_at, d.due_at,
                   d.state, d.replays
     ), attempt AS (
@@ -214,7 +215,8 @@ async def start_if_published(
     """
     rows = await connection.execute(
         _START_IF_PUBLISHED,
-        {"ids": [t[0] for t in tickets], "generations": [t[1] for t in tickets], "worker": worker, "lease_s": lease_s},
+        {"ids": array(t[0] for t in tickets), "generations": array(t[1] for t in tickets)}
+        | {"worker": worker, "lease_s": lease_s},
     )
     return [
         Started(
@@ -245,7 +247,7 @@ async def park_if_endpoint_not_active(connection: AsyncConnection, tickets: Sequ
     not started. Returns how many were put aside; the rest of the tickets were stale.
     """
     result = await connection.execute(
-        _PARK_IF_ENDPOINT_NOT_ACTIVE, {"ids": [t[0] for t in tickets], "generations": [t[1] for t in tickets]}
+        _PARK_IF_ENDPOINT_NOT_ACTIVE, {"ids": array(t[0] for t in tickets), "generations": array(t[1] for t in tickets)}
     )
     return len(result.all())
 
@@ -269,25 +271,30 @@ async def record_if_delivering(
     Returns:
         The (delivery, generation) pairs that were written. Writing the same result twice is harmless.
     """
-    columns = (
-        "delivery_id",
-        "generation",
-        "next_state",
-        "delay_s",
-        "outcome",
-        "failure_class",
-        "retryable",
-        "http_status",
-        "error",
-        "response_excerpt",
-        "duration_ms",
-        "counted",
+    results = [
+        {
+            "delivery_id": s.delivery_id.hex,
+            "generation": s.generation,
+            "next_state": s.next_state,
+            "delay_s": s.delay_s,
+            "outcome": s.outcome,
+            "failure_class": s.failure_class,
+            "retryable": s.retryable,
+            "http_status": s.http_status,
+            "error": s.error,
+            "response_excerpt": s.response_excerpt,
+            "duration_ms": s.duration_ms,
+            "counted": s.counted,
+        }
+        for s in settled
+    ]
+    ids = array(s.delivery_id for s in settled)
+    rows = await connection.execute(
+        _RECORD_IF_DELIVERING, {"ids": ids, "results": json.dumps(results), "worker": worker}
     )
-    arrays: dict[str, Any] = {name: [getattr(s, name) for s in settled] for name in columns}
-    rows = await connection.execute(_RECORD_IF_DELIVERING, arrays | {"worker": worker})
     written = {(r.id, r.generation) for r in rows}
     if slow := [s.delivery_id for s in settled if s.failure_class in SLOW_CLASSES]:
-        await connection.execute(_MARK_SLOW_UNLESS_MARKED, {"ids": slow})
+        await connection.execute(_MARK_SLOW_UNLESS_MARKED, {"ids": array(slow)})
     for result in settled:
         if result.disable_endpoint and (result.delivery_id, result.generation) in written:
             await connection.execute(

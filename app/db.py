@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from uuid import UUID
+
 from sqlalchemy import NullPool
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -54,6 +57,11 @@ def committing(engine: AsyncEngine) -> AsyncEngine:
     For looking, too: the ROLLBACK that ends a transaction would make the driver forget all prepared statements.
     """
     return engine.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def array(values: Iterable[UUID | int]) -> str:
+    """An array for `CAST(:name AS uuid[])` or `integer[]`, as text: the driver takes ten times as long to write it."""
+    return "{" + ",".join(map(str, values)) + "}"
 
 
 def make_unpooled_engine(database_url: str, *, name: str) -> AsyncEngine:

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app import failpoints
 from app.claims import Claimed
-from app.db import is_away
+from app.db import array, is_away
 from app.delivery_headers import check_event_headers
 from app.errors import InvalidInput
 from app.subscription import EVENT_TYPE, covering_patterns
@@ -213,8 +213,8 @@ async def _take(
     refused = {row.id: reason for row in rows if (reason := why_refused(row, payload_max_bytes))}
     if refused:
         await connection.execute(_SET_ASIDE, {"ids": list(refused), "reasons": list(refused.values())})
-    good = [row.id for row in rows if row.id not in refused]
-    if not good:
+    good = array(row.id for row in rows if row.id not in refused)
+    if len(refused) == len(rows):
         return Intake(rejected=len(refused))
     if any(row.idempotency_key is not None for row in rows):
         await connection.execute(_REMEMBER_KEYS, {"ids": good})
@@ -223,7 +223,7 @@ async def _take(
     made = (await connection.execute(_TAKE_AND_FAN_OUT, {"ids": good} | subscriptions | arguments)).all()
     duplicates = sum(row.duplicate is not None for row in made)
     return Intake(
-        taken=len(good),
+        taken=len(rows) - len(refused),
         duplicates=duplicates,
         deliveries=len(made) - duplicates,
         rejected=len(refused),

@@ -48,6 +48,7 @@ class HomingConsumer(Consumer):
         self._idle_timeout_s = idle_timeout_s
         self._buffer: list[tuple[bytes, bytes]] = []
         self._in_flight = broker.in_flight[queue_name]
+        self._drained = False
         self._swept_at = 0.0
         self._slot_free = threading.Event()
         self._taken = keys.taken_key(queue_name, broker.consumer_id)
@@ -57,9 +58,14 @@ class HomingConsumer(Consumer):
         try:
             queue_is_empty = False
             if not self._buffer:
-                if (room := self._prefetch - len(self._in_flight)) > 0:
+                if self._drained:
+                    # The last fetch left nothing, and whatever came since has left a token on the wake list.
+                    queue_is_empty = True
+                    self._drained = False
+                elif (room := self._prefetch - len(self._in_flight)) > 0:
                     self._buffer = self._fetch(room)
                     queue_is_empty = not self._buffer
+                    self._drained = 0 < len(self._buffer) < room
                 else:
                     self._slot_free.wait(SLOT_WAIT_S)
                     self._slot_free.clear()

@@ -27,6 +27,7 @@ from app.logs import configure_logging
 from app.reads import Work, work_waiting
 from app.replay_batches import claim_requested
 from workers.chores import Chores
+from workers.collection import collect_less_often
 from workers.exposition import serve_metrics
 from workers.metrics import PollerMetrics
 from workers.publisher import Publisher
@@ -89,6 +90,7 @@ class Poller:
             chores = asyncio.create_task(Chores(self._engine, self.metrics).run(), name="chores")
             stack.callback(chores.cancel)
             log.info("poller.started", name=self.name)
+            collect_less_often()
             await self._cycle_until_stopped()
         log.info("poller.stopped")
 

@@ -20,6 +20,7 @@ from app.config import Settings
 from app.logs import configure_logging
 from app.sealing import SecretKeys
 from workers.broker import HomingBroker
+from workers.collection import collect_less_often
 from workers.control import dead_letter, replay
 from workers.deliver import deliver
 from workers.loop import UvloopIO
@@ -92,6 +93,7 @@ def run_worker(settings: Settings, database_url: str, redis_url: str, keys: Secr
     broker, runtime = make_broker(settings, database_url, redis_url, keys)
     worker = dramatiq.Worker(broker, worker_threads=settings.worker_threads, worker_timeout=1000)
     worker.start()
+    collect_less_often()
     log.info("worker.started", name=runtime.name, threads=settings.worker_threads)
     stop.wait()
     log.info("worker.stopping")
