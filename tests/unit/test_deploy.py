@@ -48,11 +48,16 @@ def containers() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     found = []
     for path in (DEPLOY / "kubernetes").glob("*.yaml"):
         for document in documents(path):
-            if document["kind"] in ("Deployment", "Job"):
-                pod = document["spec"]["template"]["spec"]
+            if document["kind"] in ("Deployment", "Job", "CronJob"):
+                pod = document["spec"].get("jobTemplate", document)["spec"]["template"]["spec"]
                 (container,) = pod["containers"]
                 found.append((container["args"][0], pod, container))
     return found
+
+
+def serving() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Those that run until they are stopped."""
+    return [one for one in containers() if "livenessProbe" in one[2]]
 
 
 @pytest.mark.parametrize("path", YAML, ids=lambda path: path.name)
@@ -110,13 +115,13 @@ def test_processes_get_more_time_to_stop_than_they_need() -> None:
 
 
 def test_probes_ask_what_the_processes_answer() -> None:
-    asked = {name: str(container["livenessProbe"]) for name, _, container in containers() if name != "migrate"}
+    asked = {name: str(container["livenessProbe"]) for name, _, container in serving()}
     for name, path in {"api": "/livez", "poller": "/healthz", "worker": "/healthz"}.items():
         assert path in asked[name]
     assert f":{SETTINGS['metrics_port'].default}/" in asked["poller"]
     (api,) = (container for name, _, container in containers() if name == "api")
     assert api["readinessProbe"]["httpGet"]["path"] == "/readyz"
-    ports = {name: container["ports"][0]["containerPort"] for name, _, container in containers() if name != "migrate"}
+    ports = {name: container["ports"][0]["containerPort"] for name, _, container in serving()}
     defaults = {"metrics": SETTINGS["metrics_port"].default, "api": SETTINGS["api_port"].default}
     assert ports == {"api": defaults["api"], "poller": defaults["metrics"], "worker": defaults["metrics"]}
 
