@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: help setup demo test check format bench chaos sabotage lock clean
+.PHONY: help setup demo test check format bench bench-quick chaos sabotage lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Create .venv with everything pinned by hash; does nothing the second time
 
@@ -41,8 +41,11 @@ format: setup ## Put the code into shape
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: setup ## Measure throughput and latency on this machine
-	@$(BIN)/homing bench $(ARGS)
+bench: setup ## Measure everything, with the peers, on this machine (about an hour)
+	@$(BIN)/homing bench --peers all --plot docs/plots $(ARGS)
+
+bench-quick: setup ## Measure a backlog and a steady load, with stock Dramatiq beside (under two minutes)
+	@$(BIN)/homing bench backlog steady-50 --peers dramatiq --runs 1 --events 6000 --seconds 10 $(ARGS)
 
 chaos: setup ## Inject faults into real processes and judge what becomes of every event (ARGS=--full for all)
 	@$(BIN)/homing chaos $(ARGS)

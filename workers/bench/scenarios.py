@@ -1,137 +1,210 @@
-"""The scenarios: a backlog drained, and a steady rate. Each on a fresh stage; each answers one flat result."""
+"""The scenarios by name. Each plays on a fresh stage and answers one or more flat results."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from redis.asyncio import Redis
-from sqlalchemy import text
+from workers.bench.history import WEEKS, claim_ms, fill
+from workers.bench.homing import ENDPOINTS, Homing, homing
+from workers.bench.load import Say, System, drain, idle, steady
+from workers.bench.peers import peer, plan_of
+from workers.bench.stage import Stage, stage
 
-from workers import keys
-from workers.bench.stage import ENDPOINTS, Stage, stage
-from workers.bench.usage import cpu_of, rss_max_mib, used_since
-from workers.messages import DELIVER_QUEUE
+#: Endpoints of the scenario with one that hangs: one of them is 1 %.
+MANY = 100
+#: Seconds of a steady load before it is measured: connections are made, statements are prepared.
+WARM_UP_S = 3.0
 
-#: Seconds without any progress after which a scenario gives up.
-STALLED_S = 30.0
-PAYLOAD_BYTES = 512
-
-Say = Callable[[str], None]
-
-
-async def backlog(events: int, workers: int, delay_ms: float, say: Say) -> dict[str, Any]:
-    """N events committed before the poller starts, then drained: deliveries a second between the first and the last.
-
-    Measured from the first recorded delivery, so that the start of the poller's process does not count.
-    """
-    with stage(workers=workers, delay_ms=delay_ms) as s:
-        await s.make_endpoints()
-        await s.commit(events, PAYLOAD_BYTES)
-        await _workers_ready(s)
-        before = cpu_of(s.pids)
-        s.processes.start("poller")
-        first_at, first = await _wait_for(s, lambda done: done > 0, say)
-        last_at, last = await _wait_for(s, lambda done: done >= events, say)
-        seconds = last_at - first_at
-        return _result(s, f"backlog-{delay_ms:g}ms" if delay_ms else "backlog", last, seconds, before) | {
-            "deliveries_per_s": round((last - first) / seconds, 1)
-        }
+Result = dict[str, Any]
 
 
-async def steady(rate: float, seconds: float, workers: int, say: Say) -> dict[str, Any]:
-    """One event a transaction at a fixed rate: how long from its commit until the receiver has it."""
-    with stage(workers=workers) as s:
-        await s.make_endpoints()
-        await _workers_ready(s)
-        s.processes.start("poller")
-        await s.commit(ENDPOINTS * workers, PAYLOAD_BYTES)
-        warm = ENDPOINTS * workers
-        await _wait_for(s, lambda done: done >= warm, say)
-        before = cpu_of(s.pids)
-        began = time.monotonic()
-        committed: dict[str, float] = {}
-        tasks = []
-        for n in range(int(rate * seconds)):
-            await asyncio.sleep(max(0.0, began + n / rate - time.monotonic()))
-            tasks.append(asyncio.create_task(_commit_one(s, n, committed)))
-        await asyncio.gather(*tasks)
-        await _wait_for(s, lambda done: done >= warm + len(tasks), say)
-        result = _result(s, f"steady-{rate:g}", len(tasks), time.monotonic() - began, before)
-        received = await asyncio.to_thread(s.received)
-        waits = sorted((received[name] - at) * 1000 for name, at in committed.items() if name in received)
-        return result | {f"p{p}_ms": round(waits[min(len(waits) - 1, len(waits) * p // 100)], 1) for p in (50, 95, 99)}
+@dataclass(frozen=True)
+class Size:
+    """How much of everything."""
+
+    events: int = 20_000
+    workers: int = 2
+    seconds: float = 20.0
+    drain: int = 1_000_000
+    history: int = 10_000_000
 
 
-async def _commit_one(s: Stage, n: int, committed: dict[str, float]) -> None:
-    """The time is taken before COMMIT is sent, so that the wait is never made shorter than it is."""
-    async with s.engine.begin() as connection:
-        row = await connection.execute(
-            text(
-                "INSERT INTO outbox_events (event_type, payload) "
-                "VALUES (:type, jsonb_build_object('n', CAST(:n AS integer), 'pad', repeat('x', 480))) RETURNING id"
-            ),
-            {"type": f"bench.{n % ENDPOINTS}", "n": n},
+Play = Callable[[Size, str, Say], Coroutine[Any, Any, list[Result]]]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One scenario: what it is for, and how it is played."""
+
+    what: str
+    play: Play
+    peers: bool = False
+    """Whether the peers can play it too."""
+    once: bool = False
+    """Too long to be repeated: played once, whatever the number of runs."""
+    against: tuple[str, str] | None = None
+    """Another scenario's name and a figure: the ratio of this one's to that one's, within one run."""
+
+
+def _backlog(
+    *,
+    delay_ms: float = 0,
+    payload_bytes: int = 512,
+    failing: int = 0,
+    fan_out: int = 1,
+    share: float = 1.0,
+    workers: int = 0,
+    relays: int = 1,
+) -> Play:
+    """Play a backlog: `failing` of ten endpoints refuse, each event goes to `fan_out` of them, `share` of the usual size."""
+
+    async def play(size: Size, system: str, say: Say) -> list[Result]:
+        events = round(size.events * share / fan_out) // ENDPOINTS * ENDPOINTS
+        paths = [f"failing/{n}" if n < failing else str(n) for n in range(ENDPOINTS)]
+        types = [f"bench.{n}" if fan_out == 1 else "bench.*" for n in range(ENDPOINTS)]
+        with stage(delay_ms=delay_ms) as s:
+            async with _system(s, system, workers or size.workers, paths, types) as played:
+                deliveries = events * fan_out * (ENDPOINTS - failing) // ENDPOINTS
+                return [await drain(s, played, events, deliveries, say, payload_bytes=payload_bytes, relays=relays)]
+
+    return play
+
+
+def _steady(rate: float, endpoints: int = ENDPOINTS, hanging: int = 0, longer: float = 1.0) -> Play:
+    """Play a steady rate; the first `hanging` endpoints never answer, and only the others are measured."""
+
+    async def play(size: Size, system: str, say: Say) -> list[Result]:
+        paths = [f"hanging/{n}" if n < hanging else str(n) for n in range(endpoints)]
+        with stage() as s:
+            async with _system(s, system, size.workers, paths, [f"bench.{n}" for n in range(endpoints)]) as played:
+                played.start_relay()
+                measured = lambda n: n % endpoints >= hanging  # noqa: E731
+                await steady(s, played, rate, WARM_UP_S, say, types=endpoints, measured=measured)
+                return [await steady(s, played, rate, size.seconds * longer, say, types=endpoints, measured=measured)]
+
+    return play
+
+
+async def _drain_many(size: Size, system: str, say: Say) -> list[Result]:
+    with stage() as s:
+        async with _system(s, system, size.workers) as played:
+            return [await drain(s, played, size.drain, size.drain, say)]
+
+
+async def _idle(size: Size, system: str, say: Say) -> list[Result]:
+    with stage() as s:
+        async with _system(s, system, 1) as played:
+            played.start_relay()
+            await steady(s, played, 10, WARM_UP_S, say)
+            return [await idle(s, played, size.seconds)]
+
+
+async def _history(size: Size, system: str, say: Say) -> list[Result]:
+    """Three results: no history, all of it, and half a year's retention while events are delivered."""
+    results: list[Result] = []
+    for rows in (0, size.history):
+        with stage() as s:
+            async with homing(s) as played:
+                await played.make_endpoints(
+                    [str(n) for n in range(ENDPOINTS)], [f"bench.{n}" for n in range(ENDPOINTS)]
+                )
+                if rows:
+                    await fill(s, rows, say)
+                claimed = await claim_ms(s)
+                await played.rows.ignore_up_to_now()
+                await played.start_workers(size.workers)
+                result = await drain(s, played, size.events, size.events, say)
+                results.append(result | {"scenario": f"history-{rows}", "claim_100_ms": claimed})
+                if rows:
+                    before = await steady(s, played, 50, size.seconds, say)
+                    results.append(before | {"scenario": "retention-before"})
+                    results.append(await _retention(s, played, size, say))
+    results[1]["ratio"] = {
+        "of": "history-0",
+        "deliveries_per_s": round(results[1]["deliveries_per_s"] / results[0]["deliveries_per_s"], 3),
+        "claim_100_ms": round(results[1]["claim_100_ms"] / results[0]["claim_100_ms"], 3),
+    }
+    results[3]["ratio"] = {"of": "retention-before", "p95_ms": round(results[3]["p95_ms"] / results[2]["p95_ms"], 3)}
+    return results
+
+
+async def _retention(s: Stage, played: Homing, size: Size, say: Say) -> Result:
+    """All weeks but this one are dropped while events are committed and delivered."""
+
+    async def drop() -> None:
+        await asyncio.sleep(size.seconds / 4)
+        command = [sys.executable, "-P", "-m", "workers.cli.main", "retention", "--keep", "1", "--yes", "--json"]
+        process = await asyncio.create_subprocess_exec(
+            *command, env=played.environment, stdout=asyncio.subprocess.PIPE, cwd=s.home
         )
-        name = str(row.scalar_one())
-        at = time.time()
-    committed[name] = at
+        await process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"homing retention ended with {process.returncode}")
+
+    partitions = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'deliveries'::regclass"
+    before = await played.rows.fetch(partitions)
+    dropping = asyncio.create_task(drop())
+    result = await steady(s, played, 50, size.seconds, say)
+    await dropping
+    after = await played.rows.fetch(partitions)
+    return result | {"scenario": "retention", "partitions_dropped": before[0][0] - after[0][0], "weeks": WEEKS}
 
 
-async def _workers_ready(s: Stage) -> None:
-    """Wait until every worker has shown itself in Redis, which is when it is ready for work."""
-    wanted = sum(name.startswith("worker") for name in s.processes.pids())
-    deadline = time.monotonic() + STALLED_S
-    client = Redis.from_url(s.servers.redis_url)
-    try:
-        while await client.zcard(keys.consumers_key(DELIVER_QUEUE)) < wanted:
-            if time.monotonic() > deadline:
-                raise TimeoutError("the workers did not start; see their logs")
-            await asyncio.sleep(0.05)
-    finally:
-        await client.aclose()
+@asynccontextmanager
+async def _system(
+    s: Stage, name: str, workers: int, paths: Sequence[str] | None = None, types: Sequence[str] | None = None
+) -> AsyncIterator[System]:
+    """Homing or a peer with its endpoints made and its workers ready."""
+    made: AbstractAsyncContextManager[Any] = homing(s)
+    if name != "homing":
+        plan = plan_of(name)
+        made = peer(s, name, plan.concurrency_waiting if s.delay_ms else plan.concurrency)
+    async with made as system:
+        await system.make_endpoints(
+            paths or [str(n) for n in range(ENDPOINTS)], types or [f"bench.{n}" for n in range(ENDPOINTS)]
+        )
+        await system.start_workers(workers)
+        yield system
 
 
-async def _wait_for(s: Stage, reached: Callable[[int], bool], say: Say) -> tuple[float, int]:
-    seen, progress_at = 0, time.monotonic()
-    while True:
-        done = await s.recorded()
-        now = time.monotonic()
-        if reached(done):
-            return now, done
-        if done > seen:
-            seen, progress_at = done, now
-            say(f"{done} recorded")
-        elif now - progress_at > STALLED_S:
-            raise TimeoutError(f"no progress for {STALLED_S:g} s at {done} deliveries")
-        await asyncio.sleep(0.1)
-
-
-def _result(s: Stage, name: str, deliveries: int, seconds: float, before: dict[str, float]) -> dict[str, Any]:
-    pids = s.pids
-    used = used_since(before, pids)
-    return {
-        "scenario": name,
-        "deliveries": deliveries,
-        "seconds": round(seconds, 3),
-        "deliveries_per_s": round(deliveries / seconds, 1),
-        "p50_ms": None,
-        "p95_ms": None,
-        "p99_ms": None,
-        "cpu_us_per_delivery": {name: round(value / deliveries * 1e6) for name, value in used.items()},
-        "rss_mib_max": round(max(rss_max_mib(pid) for name, pid in pids.items() if name.startswith("worker")), 1),
-    }
-
-
-Scenario = Callable[[Say], Awaitable[dict[str, Any]]]
-
-
-def scenarios(events: int, workers: int) -> dict[str, Scenario]:
-    """Every scenario by name."""
-    return {
-        "backlog": lambda say: backlog(events, workers, 0, say),
-        "backlog-240ms": lambda say: backlog(events, workers, 240, say),
-        "steady-50": lambda say: steady(50, 20, workers, say),
-    }
+SCENARIOS: dict[str, Scenario] = {
+    "backlog": Scenario(
+        "all is committed before the poller starts, then drained; instant receiver", _backlog(), peers=True
+    ),
+    "backlog-50ms": Scenario("the same, with a receiver that takes 50 ms", _backlog(delay_ms=50)),
+    "backlog-240ms": Scenario("the same, with a receiver that takes 240 ms", _backlog(delay_ms=240), peers=True),
+    "backlog-scaled": Scenario(
+        "two pollers and twice the workers", _backlog(workers=4, relays=2), against=("backlog", "deliveries_per_s")
+    ),
+    "failing-10pct": Scenario(
+        "one endpoint of ten answers 503; counted is what the others got",
+        _backlog(failing=1),
+        against=("backlog", "deliveries_per_s"),
+    ),
+    "fan-out-10": Scenario(
+        "each event goes to ten endpoints", _backlog(fan_out=10), against=("backlog", "deliveries_per_s")
+    ),
+    "payload-8k": Scenario("payloads of 8 kB", _backlog(payload_bytes=8192), against=("backlog", "deliveries_per_s")),
+    "payload-64k": Scenario(
+        "payloads of 64 kB", _backlog(payload_bytes=65536, share=0.25), against=("backlog", "deliveries_per_s")
+    ),
+    "steady-50": Scenario("50 events a second, one a transaction", _steady(50), peers=True),
+    "steady-200": Scenario("200 a second", _steady(200)),
+    "steady-500": Scenario("500 a second", _steady(500)),
+    "hanging-0": Scenario("100 a second to a hundred endpoints", _steady(100, MANY, longer=2)),
+    "hanging-1pct": Scenario(
+        "the same, and one of them never answers; measured are the others",
+        _steady(100, MANY, hanging=1, longer=2),
+        against=("hanging-0", "p95_ms"),
+    ),
+    "idle": Scenario("nothing to do, one poller and one worker", _idle),
+    "history": Scenario(
+        "none and ten million finished deliveries; then retention while delivering", _history, once=True
+    ),
+    "drain": Scenario("a million, and the workers' memory meanwhile", _drain_many, once=True),
+}

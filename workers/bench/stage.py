@@ -1,139 +1,131 @@
-"""Where the benchmark runs: fresh embedded servers with fsync on, a receiver process, a poller and workers, all one machine."""
+"""Where the benchmark runs: fresh embedded servers with fsync on and a receiver process, on one machine."""
 
 from __future__ import annotations
 
+import mmap
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+import psycopg
 
-from app.config import Settings, load_settings
-from app.db import make_engine
-from app.embedded import RunningServers, ensure_servers
-from app.endpoints import create_endpoint
-from app.migrate import migrate
-from app.sealing import SecretKeys
-from workers.processes import Processes
+from app.embedded import EmbeddedPostgres, EmbeddedValkey
+from workers.bench.receiver import COUNTER_BYTES
 
-#: Endpoints that the load is spread over, all of one receiver.
-ENDPOINTS = 10
+#: On top of PostgreSQL's defaults, for what is measured: every statement is counted, every row knows when its transaction
+#: was committed. Both cost a little, and cost every system on the stage the same.
+POSTGRES_SETTINGS: dict[str, str | int] = {
+    "shared_preload_libraries": "pg_stat_statements",
+    "pg_stat_statements.track_planning": "off",
+    "track_commit_timestamp": "on",
+    "max_wal_size": "4GB",
+    "min_wal_size": "1GB",
+}
+
+#: The role that the benchmark itself connects as.
+BENCH_ROLE = "bench"
 
 
 @dataclass
-class Stage:
-    """What a scenario plays on."""
+class Receiver:
+    """The receiving process; `port` on loopback."""
 
-    servers: RunningServers
-    settings: Settings
-    engine: AsyncEngine
-    processes: Processes
-    receiver: subprocess.Popen[bytes]
-    received_file: Path
-    receiver_port: int
+    process: subprocess.Popen[bytes]
+    port: int
+    _log: Path
+    _counter: mmap.mmap
 
     @property
-    def pids(self) -> dict[str, int]:
-        """Every process whose CPU is counted, by name."""
-        named = dict(self.processes.pids())
-        if self.servers.postgres is not None and self.servers.postgres.pid is not None:
-            named["postgres"] = self.servers.postgres.pid
-        if self.servers.valkey is not None and self.servers.valkey.pid is not None:
-            named["valkey"] = self.servers.valkey.pid
-        return named | {"receiver": self.receiver.pid}
+    def count(self) -> int:
+        """Requests received so far; costs neither process anything to speak of."""
+        return int.from_bytes(self._counter[:COUNTER_BYTES], sys.byteorder)
 
-    async def make_endpoints(self) -> None:
-        """One endpoint for each of the types `bench.0` and up."""
-        keys = SecretKeys.load(self.settings, embedded=True)
-        async with self.engine.begin() as connection:
-            for n in range(ENDPOINTS):
-                await create_endpoint(
-                    connection,
-                    keys,
-                    tenant_id="default",
-                    url=f"http://127.0.0.1:{self.receiver_port}/{n}",
-                    event_types=[f"bench.{n}"],
-                    actor="bench",
-                )
-
-    async def commit(self, count: int, payload_bytes: int) -> None:
-        """Commit `count` events at once, spread over the endpoints."""
-        async with self.engine.begin() as connection:
-            await connection.execute(
-                text(
-                    """
-                    INSERT INTO outbox_events (event_type, payload)
-                    SELECT 'bench.' || n % :endpoints, jsonb_build_object('n', n, 'pad', repeat('x', :pad))
-                    FROM generate_series(1, :count) AS n
-                    """
-                ),
-                {"count": count, "endpoints": ENDPOINTS, "pad": max(0, payload_bytes - 30)},
-            )
-
-    async def recorded(self) -> int:
-        """Deliveries whose result is committed."""
-        async with self.engine.connect() as connection:
-            row = await connection.execute(text("SELECT count(*) FROM deliveries WHERE state = 'delivered'"))
-            return int(row.scalar_one())
-
-    def received(self) -> dict[str, float]:
-        """Stop the receiver; when each webhook-id first arrived (seconds, UTC)."""
-        self.receiver.send_signal(signal.SIGTERM)
-        self.receiver.wait(10)
+    def so_far(self) -> dict[str, float]:
+        """When each webhook-id first arrived (seconds, UTC), except on paths that fail or hang on purpose."""
+        self._log.unlink(missing_ok=True)
+        self.process.send_signal(signal.SIGUSR1)
+        while not self._log.exists():
+            if self.process.poll() is not None:
+                raise RuntimeError("the receiver has ended")
+            time.sleep(0.01)
         first: dict[str, float] = {}
-        for line in self.received_file.read_text(encoding="ascii").splitlines():
+        for line in self._log.read_text(encoding="ascii").splitlines():
             name, _, at = line.partition(" ")
             first.setdefault(name, float(at))
         return first
 
 
+@dataclass
+class Stage:
+    """What a system plays on. Nothing of it outlives the `with` block of `stage`."""
+
+    home: Path
+    postgres: EmbeddedPostgres
+    valkey: EmbeddedValkey
+    receiver: Receiver
+    delay_ms: float
+    """How long the receiver takes to answer."""
+    environment: dict[str, str]
+    """For child processes: this process's own without any setting of Homing."""
+    _bench_password: str
+
+    def bench_url(self, database: str = "homing") -> str:
+        """Where the benchmark itself connects: as a role of its own, so that what it asks is not counted."""
+        return f"postgresql://{BENCH_ROLE}:{self._bench_password}@127.0.0.1:{self.postgres.port}/{database}"
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The processes that every system uses, by name."""
+        pids = {"postgres": self.postgres.pid, "valkey": self.valkey.pid, "receiver": self.receiver.process.pid}
+        return {name: pid for name, pid in pids.items() if pid is not None}
+
+
 @contextmanager
-def stage(*, workers: int, delay_ms: float = 0) -> Iterator[Stage]:
-    """Start everything but the poller and the workers' load; stop and erase everything at the end."""
+def stage(*, delay_ms: float = 0) -> Iterator[Stage]:
+    """Start both servers and a receiver that answers after `delay_ms`; stop and erase everything at the end."""
     home = Path(tempfile.mkdtemp(prefix="homing-bench-"))
     with ExitStack() as end:
         end.callback(shutil.rmtree, home, ignore_errors=True)
-        settings = load_settings(home=home, database_url=None, redis_url=None, allow_networks=("127.0.0.0/8",))
-        servers = ensure_servers(settings)
-        if servers.postgres is not None:
-            end.callback(servers.postgres.erase)
-        end.callback(servers.stop)
-        migrate(servers.database_url)
-        SecretKeys.load(settings, embedded=True)
-        inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith("HOMING_")}
-        environment = inherited | {
-            "HOMING_DATABASE_URL": servers.database_url,
-            "HOMING_REDIS_URL": servers.redis_url,
-            "HOMING_SECRET_KEYS_FILE": str(home / "secret_keys"),
-            "HOMING_ALLOW_NETWORKS": "127.0.0.0/8",
-            "HOMING_METRICS_PORT": "0",
-        }
-        received = home / "received.txt"
-        receiver = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-P", "-m", "workers.bench.receiver", str(received), str(delay_ms)],
-            stdout=subprocess.PIPE,
-            env=inherited | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        )
-        end.callback(_end, receiver)
-        assert receiver.stdout is not None
-        port = int(receiver.stdout.readline())
-        processes = end.enter_context(Processes(environment, home))
-        for n in range(workers):
-            processes.start(f"worker-{n + 1}", "worker")
-        engine = make_engine(servers.database_url, name="bench", pool_size=8)
-        yield Stage(servers, settings, engine, processes, receiver, received, port)
+        postgres = EmbeddedPostgres(home, extra_settings=POSTGRES_SETTINGS)
+        end.callback(postgres.erase)
+        postgres.start()
+        password = secrets.token_hex(16)
+        with psycopg.connect(postgres.url, autocommit=True) as connection:
+            connection.execute(f"CREATE ROLE {BENCH_ROLE} SUPERUSER LOGIN PASSWORD '{password}'")
+            connection.execute("CREATE EXTENSION pg_stat_statements")
+        valkey = EmbeddedValkey(home)
+        end.callback(valkey.stop)
+        valkey.start()
+        environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("HOMING_")}
+        receiver = end.enter_context(_receiver(home, environment, delay_ms))
+        yield Stage(home, postgres, valkey, receiver, delay_ms, environment, password)
 
 
-def _end(receiver: subprocess.Popen[bytes]) -> None:
-    receiver.kill()
-    receiver.wait()
-    if receiver.stdout is not None:
-        receiver.stdout.close()
+@contextmanager
+def _receiver(home: Path, environment: dict[str, str], delay_ms: float) -> Iterator[Receiver]:
+    log, counter = home / "received.txt", home / "received.count"
+    counter.write_bytes(bytes(COUNTER_BYTES))
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-P", "-m", "workers.bench.receiver", str(log), str(counter), str(delay_ms)],
+        stdout=subprocess.PIPE,
+        env=environment | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    try:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        with counter.open("r+b") as file, mmap.mmap(file.fileno(), COUNTER_BYTES) as count:
+            yield Receiver(process, port, log, count)
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
