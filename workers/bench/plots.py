@@ -77,6 +77,6 @@ def _label(result: dict[str, Any]) -> str:
 
 
 def _write(chart: Any, file: Path) -> Path:
-    # Without the comments, which name the library's site.
-    file.write_bytes(re.sub(rb"<!--.*?-->", b"", chart.render()))
+    # Without the comments, which name the library's site, and without its settings for a script.
+    file.write_bytes(re.sub(rb"<!--.*?-->|<script.*?</script>", b"", chart.render(), flags=re.DOTALL))
     return file
