@@ -85,7 +85,12 @@ class Poller:
             stack.push_async_callback(self._publisher.close)
             stack.push_async_callback(self._sleeper.close)
             await stack.enter_async_context(
-                serve_metrics(self.metrics.registry, self._settings.metrics_port, lambda: self.healthy)
+                serve_metrics(
+                    self.metrics.registry,
+                    self._settings.metrics_port,
+                    lambda: self.healthy,
+                    host=self._settings.metrics_host,
+                )
             )
             chores = asyncio.create_task(Chores(self._engine, self.metrics).run(), name="chores")
             stack.callback(chores.cancel)

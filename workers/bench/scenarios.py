@@ -138,7 +138,18 @@ async def _retention(s: Stage, played: Homing, size: Size, say: Say) -> Result:
 
     async def drop() -> None:
         await asyncio.sleep(size.seconds / 4)
-        command = [sys.executable, "-P", "-m", "workers.cli.main", "retention", "--keep", "1", "--yes", "--json"]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "workers.cli.main",
+            "retention",
+            "--keep",
+            "1",
+            "--execute",
+            "--yes",
+            "--json",
+        ]
         process = await asyncio.create_subprocess_exec(
             *command, env=played.environment, stdout=asyncio.subprocess.PIPE, cwd=s.home
         )
