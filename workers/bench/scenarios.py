@@ -17,6 +17,8 @@ from workers.bench.stage import Stage, stage
 
 #: Endpoints of the scenario with one that hangs: one of them is 1 %.
 MANY = 100
+#: A peer's part of the usual backlog: what is slower need not drain as much to show it.
+PEERS_SHARE = 0.25
 #: Seconds of a steady load before it is measured: connections are made, statements are prepared.
 WARM_UP_S = 3.0
 
@@ -64,7 +66,8 @@ def _backlog(
     """Play a backlog: `failing` of ten endpoints refuse, each event goes to `fan_out` of them, `share` of the usual size."""
 
     async def play(size: Size, system: str, say: Say) -> list[Result]:
-        events = round(size.events * share / fan_out) // ENDPOINTS * ENDPOINTS
+        part = share if system == "homing" else share * PEERS_SHARE
+        events = round(size.events * part / fan_out) // ENDPOINTS * ENDPOINTS
         paths = [f"failing/{n}" if n < failing else str(n) for n in range(ENDPOINTS)]
         types = [f"bench.{n}" if fan_out == 1 else "bench.*" for n in range(ENDPOINTS)]
         with stage(delay_ms=delay_ms) as s:
