@@ -25,20 +25,19 @@ from tests.factories import make_delivery, one, rows
 WRITES = {str(route.operation_id): route for route in GUARDED if method_of(route) != "GET"}
 BODY = BODIES | {"createReplay": {"selector": {"request_id": "mine"}, "reason": "x", "dry_run": False}}
 #: What a write can change; the time of a key's last use is no effect of one.
-TABLES = {
-    "outbox_events": "to_jsonb(t)",
-    "deliveries": "to_jsonb(t)",
-    "events": "to_jsonb(t)",
-    "endpoints": "to_jsonb(t)",
-    "endpoint_secrets": "to_jsonb(t)",
-    "replays": "to_jsonb(t)",
-    "replay_items": "to_jsonb(t)",
-    "dead_letters": "to_jsonb(t)",
-    "tenants": "to_jsonb(t)",
-    "api_keys": "to_jsonb(t) - 'last_used_at'",
-    "audit_events": "to_jsonb(t)",
-    "idempotency_keys": "to_jsonb(t)",
-}
+TABLES = (
+    *(
+        "outbox_events",
+        "events",
+        "deliveries",
+        "endpoints",
+        "endpoint_secrets",
+        "replays",
+        "replay_items",
+        "dead_letters",
+    ),
+    *("tenants", "api_keys", "audit_events", "idempotency_keys"),
+)
 
 
 @pytest.fixture
@@ -99,8 +98,13 @@ class Write:
 
     async def stored(self) -> dict[str, list[str]]:
         return {
-            table: [str(r.row) for r in await rows(self.engine, f"SELECT {what} AS row FROM {table} t ORDER BY 1")]
-            for table, what in TABLES.items()
+            table: [
+                str(r.row)
+                for r in await rows(
+                    self.engine, f"SELECT to_jsonb(t) - 'last_used_at' AS row FROM {table} t ORDER BY 1"
+                )
+            ]
+            for table in TABLES
         }
 
 
@@ -124,11 +128,9 @@ async def test_its_key_for_another_body_or_target_is_a_conflict_without_effect(w
     elsewhere = {name: "f" * 12 if name == "api_key_id" else str(uuid4()) for name in write.ids}
     others = [await write(ids=elsewhere)] if "{" in write.route.path else []
     if write.body is not None:
-        others.append(await write(body=write.body | {"reason": "other", "name": "other"}))
         others.append(await write(body=_changed(write.body)))
-    conflicts = [other for other in others if other.status_code != 400]
-    assert conflicts
-    for other in conflicts:
+    assert others
+    for other in others:
         problem_of(other, 409, "INT-409-IDEMPOTENCY-CONFLICT")
     assert await write.stored() == after
 
