@@ -7,11 +7,16 @@ theirs ever ends; idempotency keys, only when somebody asks for it. Each batch i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from uuid import UUID
 
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.short_locks import Held, under_locks
 
 #: Dead letters looked at in one transaction, and pages of a table, of 8 KiB mostly.
 LETTERS, PAGES = 1000, 64
@@ -41,14 +46,21 @@ _FORGET_EVENTS_WITHOUT_DELIVERIES = text(
     """
 )
 
-# Whoever takes events reads a key in one statement and relies on it in the next: between the two no key may go.
-_LOCK_KEYS = text("LOCK TABLE event_keys IN SHARE ROW EXCLUSIVE MODE")
 _FORGET_KEYS = text(
     """
     DELETE FROM event_keys k
     WHERE k.ctid >= CAST(:first AS tid) AND k.ctid < CAST(:last AS tid) AND k.created_at < :cutoff
     """
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What was removed, and why not all of it."""
+
+    count: int
+    held: str = ""
+    """Who kept the table locked; empty: nobody, and all is done."""
 
 
 async def forget_letters(connection: AsyncConnection, cutoff: datetime) -> int:
@@ -70,25 +82,37 @@ async def forget_letters(connection: AsyncConnection, cutoff: datetime) -> int:
 
 async def forget_events(connection: AsyncConnection, cutoff: datetime) -> int:
     """Remove old events of the default partition that have no deliveries any more; returns how many."""
-    return await _walk(connection, "events_default", _FORGET_EVENTS_WITHOUT_DELIVERIES, cutoff)
+    removed = 0
+    for places in await _batches(connection, "events_default"):
+        async with connection.begin():
+            removed += await _forget(connection, _FORGET_EVENTS_WITHOUT_DELIVERIES, places, cutoff)
+    return removed
 
 
-async def forget_keys(connection: AsyncConnection, cutoff: datetime) -> int:
-    """Remove old idempotency keys; returns how many. An event that brings one of them again is a new one."""
-    return await _walk(connection, "event_keys", _FORGET_KEYS, cutoff, lock=_LOCK_KEYS)
+async def forget_keys(connection: AsyncConnection, cutoff: datetime, *, patience_s: float) -> Forgotten:
+    """Remove old idempotency keys. An event that brings one of them again is a new one.
+
+    Whoever takes events reads a key in one statement and relies on it in the next: between the two no key may go, so each
+    batch locks writers out. Where the lock is not to be had within `patience_s`, the rest stays.
+    """
+    removed = 0
+    for places in await _batches(connection, "event_keys"):
+        forget = partial(_forget, delete=_FORGET_KEYS, places=places, cutoff=cutoff)
+        try:
+            removed += await under_locks(
+                connection, ["event_keys"], "SHARE ROW EXCLUSIVE", forget, patience_s=patience_s
+            )
+        except Held as held:
+            return Forgotten(removed, str(held))
+    return Forgotten(removed)
 
 
-async def _walk(
-    connection: AsyncConnection, table: str, delete: TextClause, cutoff: datetime, lock: TextClause | None = None
-) -> int:
-    """Delete what matches, from the table's first page to what is its last one now: no index is needed."""
+async def _batches(connection: AsyncConnection, table: str) -> Iterator[dict[str, str]]:
+    """Batches of places, from the table's first page to what is its last one now: no index is needed."""
     async with connection.begin():
         pages: int = (await connection.execute(_PAGES, {"name": table})).scalar_one() or 0
-    removed = 0
-    for first in range(0, pages, PAGES):
-        places = {"first": f"({first},0)", "last": f"({first + PAGES},0)", "cutoff": cutoff}
-        async with connection.begin():
-            if lock is not None:
-                await connection.execute(lock)
-            removed += (await connection.execute(delete, places)).rowcount
-    return removed
+    return ({"first": f"({first},0)", "last": f"({first + PAGES},0)"} for first in range(0, pages, PAGES))
+
+
+async def _forget(connection: AsyncConnection, delete: TextClause, places: dict[str, str], cutoff: datetime) -> int:
+    return (await connection.execute(delete, places | {"cutoff": cutoff})).rowcount

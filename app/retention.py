@@ -1,43 +1,33 @@
 """Retention: whole weeks of events, deliveries and attempts are dropped once they are old and nothing needs them any more.
 
-A week goes in one transaction: its partitions and their parents are locked, its rows are judged under that lock, and the
-partitions are dropped. Whoever wants something old back (a replay, an event taken late) reads or writes these tables in its
+A week goes in one transaction: its partitions, their parents and the default ones are locked, its rows are judged under that
+lock, and the partitions are dropped. Whoever wants something old back (a replay, an event taken late) reads or writes these tables in its
 own transaction, so it is either committed, and seen here, or comes later, and finds nothing. The lock stands in front of
-all delivering, so it is asked for in short moments: who waits for it waits a fraction of a second, then gives way and comes again.
+all delivering, so it is asked for in short moments (`app.short_locks`).
 
 `DETACH ... CONCURRENTLY` would need no such lock; PostgreSQL refuses it where there is a default partition.
 """
 
 from __future__ import annotations
 
-import asyncio
-import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from time import monotonic
 
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.api_keys import OPERATORS
 from app.audit import write_audit
 from app.errors import Conflict, InvalidInput
 from app.partitions import Week, list_weeks
+from app.short_locks import under_locks
 
 #: Days that may be asked for; a partition is a week, so less than one would empty what is in use.
 KEEP_MIN_DAYS, KEEP_MAX_DAYS = 1, 36_500
-#: Milliseconds that one lock, and all of them together, are waited for: as long as delivering may stand still behind us.
-LOCK_MS, LOCKS_MS = 100, 300
-#: Milliseconds that judging and dropping may take under the locks.
-WORK_MS = 2_000
 #: Needs are counted no further than this.
 COUNT_MAX = 10_000
-#: Seconds between two tries, at first and at most; doubles in between, and varies by half.
-PAUSE_S = (0.2, 3.0)
-
 
 _ONE_AT_A_TIME = text("SELECT pg_try_advisory_lock(1752132971)")
 _CUTOFF = text("SELECT now() - CAST(:days AS integer) * interval '1 day'")
@@ -64,20 +54,8 @@ _NEEDS = text(
     """  # noqa: S608 - only the constants above are put in
 )
 
-# Who keeps a lock on these tables, longest first.
-_HOLDER = text(
-    """
-    SELECT a.pid, a.application_name, extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS seconds
-    FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-    WHERE l.granted AND l.pid <> pg_backend_pid() AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-      AND l.relation = ANY(CAST(CAST(:names AS text[]) AS regclass[]))
-    ORDER BY a.xact_start LIMIT 1
-    """
-)
-
-
-class Held(Exception):
-    """The locks were not to be had in time; says who has them."""
+# Dropping a partition locks these, and their default partitions, too.
+_PARENTS = ("events", "deliveries", "delivery_attempts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,33 +119,19 @@ async def drop_week(
     Raises:
         Held: somebody kept the tables locked all that time; the week is as it was.
     """
-    deadline, pause_s = monotonic() + patience_s, PAUSE_S[0]
-    while True:
-        try:
-            async with connection.begin():
-                return await _drop_if_free(connection, week, actor=actor, keep_days=keep_days)
-        except DBAPIError as error:
-            # lock_not_available; query_canceled: the time for all locks, or for the work under them, was over; deadlock
-            if getattr(error.orig, "sqlstate", None) not in ("55P03", "57014", "40P01"):
-                raise
-        if monotonic() + pause_s > deadline:
-            raise Held(await _holder(connection, week))
-        await asyncio.sleep(pause_s * (0.5 + random.random()))
-        pause_s = min(pause_s * 2, PAUSE_S[1])
+    # The parents first, in the order in which events flow, then their default partitions: the way most statements take them.
+    tables = [*_PARENTS, *(f"{parent}_default" for parent in _PARENTS), *week.partitions]
+
+    async def drop(connection: AsyncConnection) -> Judged:
+        return await _drop_if_free(connection, week, actor=actor, keep_days=keep_days)
+
+    return await under_locks(connection, tables, "ACCESS EXCLUSIVE", drop, patience_s=patience_s)
 
 
 async def _drop_if_free(connection: AsyncConnection, week: Week, *, actor: str, keep_days: int) -> Judged:
-    names = ", ".join(week.partitions)
-    await connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_MS}"))
-    await connection.execute(text(f"SET LOCAL statement_timeout = {LOCKS_MS}"))
-    # The parents first, in the order in which events flow: the way most statements take them.
-    await connection.execute(
-        text(f"LOCK TABLE ONLY events, ONLY deliveries, ONLY delivery_attempts, {names} IN ACCESS EXCLUSIVE MODE")
-    )
-    await connection.execute(text(f"SET LOCAL statement_timeout = {WORK_MS}"))
     needs = await _needs(connection, week)
     if not needs:
-        await connection.execute(text(f"DROP TABLE {names}"))
+        await connection.execute(text(f"DROP TABLE {', '.join(week.partitions)}"))
         await write_audit(
             connection,
             tenant_id=OPERATORS,
@@ -183,12 +147,3 @@ async def _drop_if_free(connection: AsyncConnection, week: Week, *, actor: str, 
 async def _needs(connection: AsyncConnection, week: Week) -> dict[str, int]:
     found = await connection.execute(_NEEDS, {"low": week.low, "high": week.high, "most": COUNT_MAX})
     return {name: count for name, count in found.one()._mapping.items() if count}
-
-
-async def _holder(connection: AsyncConnection, week: Week) -> str:
-    names = ["events", "deliveries", "delivery_attempts", *week.partitions]
-    async with connection.begin():
-        row = (await connection.execute(_HOLDER, {"names": names})).one_or_none()
-    if row is None:
-        return "the tables were locked at every try"
-    return f"locked by {row.application_name or 'somebody'} (pid {row.pid}), whose transaction is {row.seconds or 0:.0f} s old"

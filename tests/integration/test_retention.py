@@ -188,6 +188,19 @@ def test_a_week_in_use_is_left_and_its_user_named_with_exit_code_6(homing: Comma
     assert fates(homing.ok("retention", "--keep", "30", *DO)) == {name: "dropped"}
 
 
+def test_the_default_partition_in_use_is_noticed_before_anything_waits_for_it(
+    homing: CommandLine, weeks: OldWeeks
+) -> None:
+    """DROP of a partition locks the parent's default one; asking for it beforehand keeps that inside the short wait."""
+    name = weeks.make(8)
+    with psycopg.connect(weeks.database_url, application_name="a-report") as connection:
+        connection.execute("SELECT count(*) FROM ONLY deliveries_default")
+        answer = homing("retention", "--keep", "30", *DO, "--patience", "0", "--json")
+    assert answer.code == 6
+    assert fates(answer.json) == {name: "in use"}
+    assert "a-report" in answer.json["weeks"][0]["why"]
+
+
 def test_killed_between_two_weeks_the_next_run_completes_it(homing: CommandLine, weeks: OldWeeks) -> None:
     first, second = weeks.make(9), weeks.make(8)
     weeks.fill(9)
@@ -278,6 +291,33 @@ def test_idempotency_keys_are_kept_unless_they_are_to_be_forgotten(homing: Comma
     answer = homing.ok("retention", "--keep", "30", *DO, "--forget-keys")
     assert answer["removed"]["idempotency_keys"] == 20000 - 29
     assert weeks.sql("SELECT count(*) FROM event_keys WHERE created_at < now() - interval '30 days'") == [{"count": 0}]
+
+
+def test_keys_whose_table_is_vacuumed_are_left_and_neither_intake_nor_the_answer_suffers(
+    homing: CommandLine, weeks: OldWeeks
+) -> None:
+    name = weeks.make(8)
+    insert = """
+        INSERT INTO event_keys (tenant_id, idempotency_key, event_id, created_at)
+        VALUES ('default', %(key)s, homing_uuid7(), now() - %(days)s * interval '1 day')
+    """
+    weeks.sql(insert, key="old", days=60)
+    longest, taken = 0.0, 0
+    with psycopg.connect(weeks.database_url, application_name="a-vacuum") as holder, ThreadPoolExecutor(1) as pool:
+        holder.execute("LOCK TABLE event_keys IN SHARE UPDATE EXCLUSIVE MODE")  # VACUUM's, CREATE INDEX CONCURRENTLY's
+        run = pool.submit(homing, "retention", "--keep", "30", *DO, "--forget-keys", "--patience", "2", "--json")
+        while not run.done():
+            began = time.monotonic()
+            weeks.sql(insert, key=f"new {taken}", days=0)
+            longest, taken = max(longest, time.monotonic() - began), taken + 1
+        answer = run.result()
+    assert longest < 1.5, "whoever takes events waits for the one who waits"
+    assert answer.code == 6
+    assert fates(answer.json) == {name: "dropped"}, "what was done is told"
+    assert answer.json["removed"]["idempotency_keys"] == 0
+    assert "a-vacuum" in answer.json["keys_in_use"]
+    again = homing.ok("retention", "--keep", "30", *DO, "--forget-keys")
+    assert (again["removed"]["idempotency_keys"], again["keys_in_use"]) == (1, "")
 
 
 def test_old_events_without_a_week_go_once_their_deliveries_have(homing: CommandLine, weeks: OldWeeks) -> None:

@@ -27,6 +27,8 @@ class _Told:
     dry_run: bool
     weeks: list[dict[str, Any]] = field(default_factory=list)
     removed: dict[str, int] = field(default_factory=dict)
+    keys_in_use: str = ""
+    """Who locks the idempotency keys, so that some that may go are still there."""
 
     def count(self, fate: str) -> int:
         return sum(week["fate"] == fate for week in self.weeks)
@@ -54,13 +56,13 @@ def retention(
         bool, typer.Option("--forget-keys", help="Idempotency keys that old go too: used again, they are new.")
     ] = False,
     patience: Annotated[
-        int, typer.Option(metavar="S", min=0, max=3600, help="Seconds to try to lock a week that is in use.")
+        int, typer.Option(metavar="S", min=0, max=3600, help="Seconds to try to lock what is in use.")
     ] = 60,
     as_json: Json = False,
 ) -> None:
     """Drop old weeks of events, deliveries and attempts. What is unfinished, or may be sent again, keeps its week.
 
-    Run it as the role that ran `homing migrate`: it must own the tables. Exit code 0: done. 6: a week that may go is in use.
+    Run it as the role that ran `homing migrate`: it must own the tables. Exit code 0: done. 6: something that may go is in use.
     """
     with open_access() as access:
         told = access.with_engine(lambda engine: _look(engine, keep))
@@ -69,14 +71,13 @@ def retention(
                 _confirm(told)
             told = _carry_out(access, keep, patience, forget_keys)
     if as_json:
-        give(
-            {"cutoff": told.cutoff, "dry_run": told.dry_run, "weeks": told.weeks, "removed": told.removed}, as_json=True
-        )
+        answer = {"cutoff": told.cutoff, "dry_run": told.dry_run, "weeks": told.weeks, "removed": told.removed}
+        give(answer | {"keys_in_use": told.keys_in_use}, as_json=True)
     else:
         columns = ("week", "fate", "rows", "bytes", "needs", "why")
         give(told.weeks, as_json=False, columns=columns, none=f"no week ended before {told.cutoff:%Y-%m-%d %H:%M}")
     _summarise(told)
-    if told.count("in use"):
+    if told.count("in use") or told.keys_in_use:
         raise typer.Exit(6)
 
 
@@ -108,7 +109,8 @@ def _carry_out(access: Access, keep: int, patience: int, forget_keys: bool) -> _
 
 async def _drop(connection: AsyncConnection, keep: int, patience: int, forget_keys: bool) -> _Told:
     from app import forgetting
-    from app.retention import Held, cutoff_of, drop_week, judge_weeks
+    from app.retention import cutoff_of, drop_week, judge_weeks
+    from app.short_locks import Held
 
     told = _Told(await cutoff_of(connection, keep), dry_run=False)
     for judged in await judge_weeks(connection, told.cutoff):
@@ -126,7 +128,8 @@ async def _drop(connection: AsyncConnection, keep: int, patience: int, forget_ke
     told.removed["dead_letters"] = await forgetting.forget_letters(connection, told.cutoff)
     told.removed["events_without_week"] = await forgetting.forget_events(connection, told.cutoff)
     if forget_keys:
-        told.removed["idempotency_keys"] = await forgetting.forget_keys(connection, told.cutoff)
+        keys = await forgetting.forget_keys(connection, told.cutoff, patience_s=patience)
+        told.removed["idempotency_keys"], told.keys_in_use = keys.count, keys.held
     return told
 
 
@@ -150,4 +153,8 @@ def _summarise(told: _Told) -> None:
     if in_use := told.count("in use"):
         say(
             f"{in_use} weeks that may go are in use, and were left as they were: end what locks them, then run this again"
+        )
+    if told.keys_in_use:
+        say(
+            f"idempotency keys that may go are left, their table is {told.keys_in_use}: run this again when that is over"
         )
