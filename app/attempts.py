@@ -65,8 +65,9 @@ class Settled:
     disable_endpoint: bool = False
 
 
-# In every statement here `d.id = ANY(...)` repeats what the join says: it ties the plan to the primary key of the partitions
-# that hold these ids, so that its cost never depends on history. Endpoints are looked up one by one for the same reason.
+# In every statement here `d.id = ANY(...)` repeats what the join says: it ties the plan to the primary key. The lowest and the
+# highest id say which partitions can hold any, which an array cannot in a plan that is made once; so the cost never depends on
+# history. Endpoints are looked up one by one for the same reason.
 _START_IF_PUBLISHED = text(
     """
     WITH wanted AS (
@@ -76,7 +77,8 @@ _START_IF_PUBLISHED = text(
         SET state = 'delivering', attempts = d.attempts + 1, last_attempt_at = now(),
             due_at = now() + :lease_s * interval '1 second', lease_owner = :worker
         FROM wanted w
-        WHERE d.id = ANY(CAST(:ids AS uuid[])) AND d.id = w.id AND d.generation = w.generation
+        WHERE d.id = ANY(CAST(:ids AS uuid[])) AND d.id BETWEEN CAST(:lowest AS uuid) AND CAST(:highest AS uuid)
+          AND d.id = w.id AND d.generation = w.generation
           AND d.state IN ('pending', 'retry_scheduled', 'replayed') AND d.lease_owner IS NOT NULL
           AND (SELECT p.status FROM endpoints p WHERE p.id = d.endpoint_id) = 'active'
         RETURNING d.id, d.generation, d.tenant_id, d.event_id, d.endpoint_id, d.attempts, d.replays, d.last_attempt_at,
@@ -89,7 +91,8 @@ _START_IF_PUBLISHED = text(
 
 # The endpoint's row is locked FOR SHARE and judged again under the lock: an operator who resumes it at this moment either
 # finds the parked rows and frees them, or has resumed before, and nothing is parked. An archived one is never resumed: what
-# would wait for it has failed, and goes on to the dead letters.
+# would wait for it has failed, and goes on to the dead letters. Whoever moves an endpoint holds its lock while all that it holds
+# back is moved; nobody waits here for that: the ticket keeps its lease, and comes round again.
 _PARK_IF_ENDPOINT_NOT_ACTIVE = text(
     """
     WITH closed AS (
@@ -97,7 +100,7 @@ _PARK_IF_ENDPOINT_NOT_ACTIVE = text(
         WHERE status <> 'active'
           AND id IN (SELECT endpoint_id FROM deliveries WHERE id = ANY(CAST(:ids AS uuid[])))
         ORDER BY id
-        FOR SHARE
+        FOR SHARE SKIP LOCKED
     ), put_aside AS (
         UPDATE deliveries d
         SET state = CASE WHEN closed.archived THEN 'failed' ELSE d.state END,
@@ -141,7 +144,8 @@ _RECORD_IF_DELIVERING = text(
             delivered_at = CASE WHEN r.next_state = 'delivered' THEN now() END,
             failed_at = CASE WHEN r.next_state = 'failed' THEN now() END
         FROM r
-        WHERE d.id = ANY(CAST(:ids AS uuid[])) AND d.id = r.delivery_id
+        WHERE d.id = ANY(CAST(:ids AS uuid[])) AND d.id BETWEEN CAST(:lowest AS uuid) AND CAST(:highest AS uuid)
+          AND d.id = r.delivery_id
           AND d.generation = r.generation AND d.state = 'delivering'
         RETURNING d.id, d.generation, d.tenant_id, d.event_id, d.endpoint_id, d.attempts, d.last_attempt_at, d.due_at,
                   d.state, d.replays
@@ -215,8 +219,8 @@ async def start_if_published(
     """
     rows = await connection.execute(
         _START_IF_PUBLISHED,
-        {"ids": array(t[0] for t in tickets), "generations": array(t[1] for t in tickets)}
-        | {"worker": worker, "lease_s": lease_s},
+        _among([t[0] for t in tickets])
+        | {"generations": array(t[1] for t in tickets), "worker": worker, "lease_s": lease_s},
     )
     return [
         Started(
@@ -288,9 +292,9 @@ async def record_if_delivering(
         }
         for s in settled
     ]
-    ids = array(s.delivery_id for s in settled)
     rows = await connection.execute(
-        _RECORD_IF_DELIVERING, {"ids": ids, "results": json.dumps(results), "worker": worker}
+        _RECORD_IF_DELIVERING,
+        _among([s.delivery_id for s in settled]) | {"results": json.dumps(results), "worker": worker},
     )
     written = {(r.id, r.generation) for r in rows}
     if slow := [s.delivery_id for s in settled if s.failure_class in SLOW_CLASSES]:
@@ -302,3 +306,8 @@ async def record_if_delivering(
                 {"delivery_id": result.delivery_id, "reason": "the endpoint answered 410 Gone"},
             )
     return written
+
+
+def _among(ids: Sequence[UUID]) -> dict[str, Any]:
+    """The parameters `ids`, `lowest` and `highest`."""
+    return {"ids": array(ids), "lowest": min(ids), "highest": max(ids)}

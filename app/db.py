@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import NullPool
@@ -14,12 +15,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 SESSION_OPTIONS = "-c statement_timeout=30s -c lock_timeout=10s -c idle_in_transaction_session_timeout=30s -c jit=off"
 
 #: For processes that run the same few statements for ever, each starting from a primary key or a partial index: planned
-#: once. Planned for every call, as PostgreSQL prefers where there are partitions, they cost three times their execution.
-PLANNED_ONCE = " -c plan_cache_mode=force_generic_plan"
-
+#: once. Planned for every call, as PostgreSQL prefers where there are partitions, they cost three times their execution. The
+#: plan is made while a week's partition may be empty, and must not be a scan of all of it a million rows later.
+PLANNED_ONCE = " -c plan_cache_mode=force_generic_plan -c enable_seqscan=off"
 
 #: A peer that has vanished without a word is noticed after about 20 s (libpq, "Parameter Key Words"; milliseconds for the last).
-KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 2, "tcp_user_timeout": 20_000}
+KEEPALIVE: dict[str, Any] = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 20_000,
+}
 
 
 def sqlalchemy_url(database_url: str) -> str:
@@ -54,7 +60,8 @@ def make_engine(database_url: str, *, name: str, pool_size: int, planned_once: b
 def committing(engine: AsyncEngine) -> AsyncEngine:
     """The same connections, on which each statement is a transaction of its own: one round trip instead of three.
 
-    For looking, too: the ROLLBACK that ends a transaction would make the driver forget all prepared statements.
+    Also for reading: a transaction that is not committed ends with ROLLBACK, at which the driver forgets all prepared
+    statements.
     """
     return engine.execution_options(isolation_level="AUTOCOMMIT")
 

@@ -24,7 +24,7 @@ def settle(started: Started, policy: RetryPolicy, result: AttemptResult, random:
     if result.outcome is Outcome.DELIVERED:
         state = DeliveryState.DELIVERED
     elif not result.counts:
-        state, delay = DeliveryState.RETRY_SCHEDULED, OWN_FAULT_DELAY_S * (0.5 + random())
+        state, delay = DeliveryState.RETRY_SCHEDULED, (result.retry_after_s or OWN_FAULT_DELAY_S) * (0.5 + random())
     elif retryable and not exhausted(policy, started.attempt):
         state = DeliveryState.RETRY_SCHEDULED
         delay = delay_s(policy, started.attempt, random, result.retry_after_s)

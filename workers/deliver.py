@@ -12,6 +12,7 @@ from time import monotonic
 from uuid import UUID
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from app import failpoints
 from app.attempts import Started, Ticket, park_if_endpoint_not_active, start_if_published
@@ -27,7 +28,9 @@ from workers.runtime import Runtime
 
 log = structlog.get_logger(__name__)
 
-#: By id; None where this worker cannot open the secret.
+#: Seconds, about, until a delivery is tried again whose endpoint or its secret cannot be read: an operator has to act.
+UNREADABLE_PAUSE_S = 120.0
+#: By id; None where this worker cannot read it, or its secret.
 Endpoints = dict[UUID, LoadedEndpoint | None]
 
 
@@ -53,6 +56,8 @@ async def deliver(runtime: Runtime, ids: object, generations: object) -> None:
     began = monotonic()
     started, endpoints = await _start(runtime, tickets)
     tasks = [asyncio.create_task(_attempt(runtime, s, endpoints, began)) for s in started]
+    if len(started) < len(tickets):
+        await _put_aside(runtime, tickets, started)
     failures = [failure for failure in await asyncio.gather(*tasks) if failure is not None]
     if failures:
         raise AttemptsFailed(failures)
@@ -65,13 +70,24 @@ async def _start(runtime: Runtime, tickets: list[Ticket]) -> tuple[list[Started]
         started = await start_if_published(connection, tickets, worker=runtime.name, lease_s=runtime.settings.lease_s)
         failpoints.reach("start.committed")
         endpoints = await runtime.endpoints.for_attempts(connection, started)
-        if len(started) < len(tickets):
-            begun = {(s.delivery_id, s.generation) for s in started}
-            refused = [ticket for ticket in tickets if ticket not in begun]
-            parked = await park_if_endpoint_not_active(connection, refused)
-            runtime.metrics.parked.inc(parked)
-            runtime.metrics.stale.labels("ticket").inc(len(refused) - parked)
     return started, endpoints
+
+
+async def _put_aside(runtime: Runtime, tickets: list[Ticket], started: list[Started]) -> None:
+    """What did not start: parked, or given up, when its endpoint is the reason; stale otherwise.
+
+    When that fails, their leases bring them round again; it must not hold up the attempts that are under way.
+    """
+    begun = {(s.delivery_id, s.generation) for s in started}
+    refused = [ticket for ticket in tickets if ticket not in begun]
+    try:
+        async with runtime.committing.connect() as connection:
+            parked = await park_if_endpoint_not_active(connection, refused)
+    except (SQLAlchemyError, OSError) as error:
+        log.warning("tickets.not_parked", tickets=len(refused), error=f"{type(error).__name__}: {error}"[:200])
+        return
+    runtime.metrics.parked.inc(parked)
+    runtime.metrics.stale.labels("ticket").inc(len(refused) - parked)
 
 
 async def _attempt(runtime: Runtime, started: Started, endpoints: Endpoints, began: float) -> FailedAttempt | None:
@@ -80,7 +96,8 @@ async def _attempt(runtime: Runtime, started: Started, endpoints: Endpoints, beg
         result = AttemptResult(
             Outcome.TRANSIENT,
             FailureClass.OWN_FAULT,
-            error="not sent: this worker has no key for the endpoint's secret; see HOMING_SECRET_KEYS",
+            retry_after_s=UNREADABLE_PAUSE_S,
+            error="not sent: this worker cannot read the endpoint or its secret; see HOMING_SECRET_KEYS and the worker's log",
         )
     elif started.body is None or endpoint is None or not endpoint.keys:
         result = AttemptResult(

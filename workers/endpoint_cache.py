@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.attempts import Started
 from app.endpoints import LoadedEndpoint, load_endpoints
-from app.errors import SettingsInvalid
+from app.errors import HomingError
 from app.sealing import SecretKeys
 
 log = structlog.get_logger(__name__)
@@ -35,7 +35,8 @@ class EndpointCache:
         No key is among its keys that had expired when the attempt was started; both are times of the database's clock.
 
         Returns:
-            By id; None for an endpoint with a secret that this process has no key for. Those that are gone are left out.
+            By id; None for an endpoint with a secret that this process has no key for, or with settings that cannot be
+            read. Those that are gone are left out.
         """
         answer: dict[UUID, LoadedEndpoint | None] = {}
         missing: set[UUID] = set()
@@ -58,12 +59,12 @@ class EndpointCache:
     async def _load(
         self, connection: AsyncConnection, ids: list[UUID]
     ) -> tuple[dict[UUID, LoadedEndpoint], list[UUID]]:
-        """Load endpoints; those with a secret that cannot be opened come second, and do not hold up the others."""
+        """Load endpoints; those that cannot be read come second, and do not hold up the others."""
         try:
             return await load_endpoints(connection, self._keys, ids), []
-        except SettingsInvalid as error:
+        except HomingError as error:
             if len(ids) == 1:
-                log.error("endpoint.secret_unreadable", endpoint_id=str(ids[0]), error=str(error))
+                log.error("endpoint.unreadable", endpoint_id=str(ids[0]), error=str(error))
                 return {}, ids
         loaded: dict[UUID, LoadedEndpoint] = {}
         unreadable: list[UUID] = []

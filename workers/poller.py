@@ -37,8 +37,11 @@ log = structlog.get_logger(__name__)
 
 #: Replays published in one cycle, at most.
 REPLAYS_MAX = 50
-#: Rows in one cycle from which on a poller is busy: it has itself not woken then, so that producers need not notify.
+#: Rows in one cycle from which on a poller is busy, and disarms: a NOTIFY makes commits wait for each other.
 BUSY = 16
+#: Seconds between two cycles with work below which it comes often: the poller disarms, and gathers before it takes more.
+OFTEN_S = 0.015
+GATHER_S = 0.005
 #: Seconds a poller waits after Redis refused, at first and at most; doubles in between.
 REDIS_PAUSE_S = (0.2, 2.0)
 #: A cycle older than this means that the poller is stuck.
@@ -101,16 +104,22 @@ class Poller:
 
     async def _cycle_until_stopped(self) -> None:
         doze_s = FIRST_DOZE_S
-        woken = False
+        woken, worked_at = False, 0.0
         while not self._stopping.is_set():
             done = await self._cycle_safely(woken)
             looked, woken = not woken, False
-            if done >= BUSY or self._redis_pause_s:
+            often = bool(done) and monotonic() - worked_at < OFTEN_S
+            if done is None or done >= BUSY or often:
                 await self._sleeper.disarm()
-            if done or not looked:
-                doze_s = FIRST_DOZE_S
-            elif self._redis_pause_s:
+            if done:
+                worked_at = monotonic()
+                if often and done < BUSY:
+                    # Commits come one by one and fast: a little later there are several to take at once.
+                    await self._pause(GATHER_S)
+            if done is None:
                 await self._pause(self._redis_pause_s)
+            elif done or not looked:
+                doze_s = FIRST_DOZE_S
             elif self._sleeper.armed:
                 woken = await self._sleep()
             elif await self._sleeper.arm():
@@ -141,33 +150,34 @@ class Poller:
         except TimeoutError:
             pass
 
-    async def _cycle_safely(self, woken: bool) -> int:
+    async def _cycle_safely(self, woken: bool) -> int | None:
+        """`_cycle`; None when it failed: there may be work, and nobody will wake us for it."""
         try:
-            done = await self._cycle(woken)
+            done: int | None = await self._cycle(woken)
         except (SQLAlchemyError, OSError) as error:
             self.metrics.cycle_failures.inc()
             log.warning("poller.postgres_away", error=f"{type(error).__name__}: {error}"[:300])
             await self._pause(0.2 + random.random() * 0.3)
-            done = 0
+            done = None
         except RedisError as error:
             self._redis_away(error)
-            done = 0
+            done = None
         except Exception:
             # Nobody else publishes: whatever it was, it must not end the poller.
             self.metrics.cycle_failures.inc()
             log.exception("poller.cycle_failed")
             await self._pause(1.0)
-            done = 0
+            done = None
         self._last_cycle = monotonic()
         return done
 
     async def _cycle(self, woken: bool) -> int:
-        """Look, claim, take, publish; returns how much was done: at 0 there is nothing more to do now.
+        """Look, claim, take, publish; returns how much was done, or `BUSY` when Redis has no room: at 0 there is nothing to do.
 
         Woken by a commit, it takes before it looks.
         """
         work = Work(outbox=True, next_replay_s=None, next_due_s=None) if woken else await self._look()
-        if not work.anything:
+        if not work.anything and not self._redis_pause_s:
             return 0
         waiting, memory_lost = await self._publisher.waiting()
         self._redis_back()

@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import failpoints
-from app.attempts import Settled, record_if_delivering, recorded_by_one_statement
+from app.attempts import Settled, Ticket, record_if_delivering, recorded_by_one_statement
 from app.db import committing, is_away
 from workers.metrics import WorkerMetrics
 
@@ -110,14 +110,15 @@ class Recorder:
                     waiting.written.set_result((waiting.settled.delivery_id, waiting.settled.generation) in written)
             return
 
-    async def _write(self, settled: list[Settled]) -> set[tuple[object, int]]:
-        # One statement needs no BEGIN and COMMIT around it.
-        one = all(recorded_by_one_statement(result) for result in settled)
-        async with self._committing.connect() if one else self._engine.begin() as connection:
-            if one:
+    async def _write(self, settled: list[Settled]) -> set[Ticket]:
+        if all(recorded_by_one_statement(result) for result in settled):
+            # One statement commits by itself, without BEGIN and COMMIT.
+            async with self._committing.connect() as connection:
                 failpoints.reach("record.before_commit")
-            written: set[tuple[object, int]] = set(await record_if_delivering(connection, settled, worker=self._worker))
-            if not one:
+                written = await record_if_delivering(connection, settled, worker=self._worker)
+        else:
+            async with self._engine.begin() as connection:
+                written = await record_if_delivering(connection, settled, worker=self._worker)
                 failpoints.reach("record.before_commit")
         failpoints.reach("record.committed")
         return written

@@ -13,6 +13,8 @@ import asyncio
 import psycopg
 import structlog
 
+from app.db import KEEPALIVE
+
 log = structlog.get_logger(__name__)
 
 #: "home" in ASCII; the same number stands in the trigger function `homing_wake_poller`.
@@ -101,7 +103,7 @@ class Sleeper:
         if self._connection is None or self._connection.closed:
             self._on_duty = self._armed = False
             self._connection = await psycopg.AsyncConnection.connect(
-                self._database_url, autocommit=True, application_name="homing-sleeper", connect_timeout=5
+                self._database_url, autocommit=True, application_name="homing-sleeper", connect_timeout=5, **KEEPALIVE
             )
             await self._connection.execute(f"LISTEN {CHANNEL}")
         return self._connection

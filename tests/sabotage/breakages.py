@@ -40,8 +40,8 @@ BREAKAGES = (
     Breakage(
         "an attempt starts in any state",
         "app/attempts.py",
-        "AND d.generation = w.generation\n          AND d.state IN ('pending', 'retry_scheduled', 'replayed')",
-        "AND d.generation = w.generation",
+        "AND d.state IN ('pending', 'retry_scheduled', 'replayed') AND d.lease_owner IS NOT NULL\n          AND (SELECT",
+        "AND d.lease_owner IS NOT NULL\n          AND (SELECT",
         (f"{_RACES}::test_exactly_one_of_several_starts_wins",),
     ),
     Breakage(

@@ -14,6 +14,8 @@ from workers.bench.usage import memory_mib, usage
 
 #: Seconds without any progress after which a run gives up.
 STALLED_S = 60.0
+#: Events of each type before a backlog: processes have started, connections are made, statements are prepared.
+WARM_UP = 20
 #: Seconds between two looks at the progress.
 LOOK_S = 0.1
 
@@ -44,19 +46,22 @@ async def drain(
     types: int = 10,
     relays: int = 1,
 ) -> dict[str, Any]:
-    """Commit a backlog, start the relay, and wait until all is recorded; workers run already.
+    """Commit a backlog at once, and wait until all is recorded; workers run already, relays are started and warmed up here.
 
-    The clock runs from the first request received to the commit of the last result, so that the relay's start does not count.
+    The clock runs from the first request received to the commit of the last result.
 
     Args:
         events: how many are committed.
         deliveries: how many of their deliveries will succeed.
     """
-    await system.rows.many(events, payload_bytes, types)
-    received = stage.receiver.count
-    before = usage(stage, system.rows.database, system.pids())
-    recorded_before, _ = await system.rows.recorded()
     system.start_relay(relays)
+    warm_up = WARM_UP * types
+    await system.rows.many(warm_up, 512, types)
+    await _until_recorded(stage, system, warm_up * deliveries // events)
+    received = stage.receiver.count
+    recorded_before, _ = await system.rows.recorded()
+    before = usage(stage, system.rows.database, system.pids())
+    await system.rows.many(events, payload_bytes, types)
     memory: list[tuple[int, float]] = []
     began: float | None = None
     progress, progress_at = 0, time.monotonic()
@@ -90,6 +95,14 @@ async def drain(
         "rss_mib_max": round(max_memory(system), 1),
         "rss_mib_growth": round(memory[-1][1] - warm, 1),
     }
+
+
+async def _until_recorded(stage: Stage, system: System, deliveries: int) -> None:
+    deadline = time.monotonic() + STALLED_S
+    while (await system.rows.recorded())[0] < deliveries:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{system.name} has not delivered {deliveries} events within {STALLED_S:g} s")
+        await asyncio.sleep(LOOK_S)
 
 
 async def steady(

@@ -18,13 +18,13 @@ from workers.chaos.verify import body_digest, signature_problem
 
 #: What a state may become. A claim changes the generation and keeps the state.
 FORWARD = {
-    "pending": {"pending", "delivering"},
+    "pending": {"pending", "delivering", "failed"},
     "delivering": {"delivered", "retry_scheduled", "failed"},
     "delivered": set(),
-    "retry_scheduled": {"retry_scheduled", "delivering"},
+    "retry_scheduled": {"retry_scheduled", "delivering", "failed"},
     "failed": {"failed", "dead_lettered", "replayed"},
     "dead_lettered": {"replayed"},
-    "replayed": {"replayed", "delivering"},
+    "replayed": {"replayed", "delivering", "failed"},
 }
 EARLY_S = 0.05
 JITTER = 0.2
