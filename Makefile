@@ -53,9 +53,13 @@ chaos: setup ## Inject faults into real processes and judge what becomes of ever
 sabotage: setup ## Break a copy of the code in one line at a time: a named test must turn red each time
 	@$(BIN)/python -m tests.sabotage.run
 
+# The image installs what runs, in the same versions.
+LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+    --no-header --no-annotate --no-emit-index-url --no-emit-find-links
+
 lock: setup ## Pin dependencies anew, for all supported Pythons (needs uv)
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --upgrade \
-	    --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock
+	$(LOCK) --extra dev --upgrade --output-file requirements.lock
+	$(LOCK) --upgrade --constraint requirements.lock --output-file deploy/requirements.lock
 
 clean: ## Remove .venv and caches; keeps .homing, which holds data
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +138,38 @@ def test_no_pod_is_root_or_takes_variables_named_after_services() -> None:
 
 def test_the_image_is_made_of_files_that_are_there_and_installs_by_hash() -> None:
     lines = (DEPLOY / "Dockerfile").read_text()
-    for sources in re.findall(r"^COPY (.+) \S+$", lines, re.MULTILINE):
+    for sources in re.findall(r"^COPY (?!--from)(.+) \S+$", lines, re.MULTILINE):
         for source in sources.split():
             assert (DEPLOY.parent / source).exists(), source
-    assert "--require-hashes -r requirements.lock" in lines
+            assert f"!{source}" in (DEPLOY.parent / ".dockerignore").read_text().splitlines(), source
+    for install in re.findall(r"pip install (.+?)(?: &&|$)", lines, re.MULTILINE):
+        assert install.startswith("--require-hashes -r ") or install == "--no-deps /srv/wheels/*.whl"
+    (take,) = re.findall(r"^RUN sed -n '(.+)' requirements.lock", lines, re.MULTILINE)
+    builder = subprocess.run(
+        ["sed", "-n", take, DEPLOY.parent / "requirements.lock"], capture_output=True, text=True, check=True
+    ).stdout
+    assert builder in (DEPLOY.parent / "requirements.lock").read_text()
+    assert pins(builder).keys() == {"setuptools"}
+
+
+def pins(lock: str) -> dict[str, str]:
+    """Each package's version and hashes; its marker differs with what else asks for it."""
+    pin = r"^([a-z0-9-]+)(==[^ ;]+)[^\n]*\\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)"
+    assert re.sub(pin, "", lock, flags=re.MULTILINE) == "", "something in it is not a pin with hashes"
+    return {name: version + hashes for name, version, hashes in re.findall(pin, lock, re.MULTILINE)}
+
+
+def test_the_image_installs_what_runs_in_the_versions_that_are_tested_and_nothing_of_development() -> None:
+    tested = pins((DEPLOY.parent / "requirements.lock").read_text())
+    runs = pins((DEPLOY / "requirements.lock").read_text())
+    assert runs.items() <= tested.items()
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
+    named = {
+        kind: {re.match(r"[a-z0-9-]+", requirement)[0] for requirement in requirements}  # type: ignore[index]
+        for kind, requirements in (("runs", project["dependencies"]), ("dev", project["optional-dependencies"]["dev"]))
+    }
+    assert named["runs"] <= runs.keys()
+    assert not named["dev"] & runs.keys()
 
 
 def test_no_secret_is_written_into_a_file() -> None:
