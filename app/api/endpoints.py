@@ -236,7 +236,7 @@ async def archive(
     reason: Annotated[Reason | None, Query()] = None,
     if_match: IfMatch = None,
 ) -> Response:
-    """Never call it again. It keeps its history; what still waits for it stays where it is."""
+    """Never call it again. It keeps its history; what still waits for it goes to the dead letters, class `endpoint_archived`."""
 
     async def work(connection: AsyncConnection) -> Answer:
         try:
