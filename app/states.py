@@ -25,6 +25,7 @@ REPLAYABLE = (DeliveryState.FAILED, DeliveryState.DEAD_LETTERED)
 #: move -> (from, to). A statement that finds its row in any other state, or under another generation, writes nothing.
 MOVES: dict[str, tuple[tuple[DeliveryState, ...], DeliveryState]] = {
     "start": (STARTABLE, DeliveryState.DELIVERING),
+    "give_up": (STARTABLE, DeliveryState.FAILED),
     "deliver": ((DeliveryState.DELIVERING,), DeliveryState.DELIVERED),
     "schedule_retry": ((DeliveryState.DELIVERING,), DeliveryState.RETRY_SCHEDULED),
     "fail": ((DeliveryState.DELIVERING,), DeliveryState.FAILED),

@@ -118,8 +118,9 @@ STATEMENTS = {
     "file": Statement(file, {"failed": "dead_lettered"}),
     "park": Statement(park, {s: s for s in WAITING if s != "failed"}, endpoint={"status": "paused"}),
     "park_of_active": Statement(park, {}),
+    "give_up": Statement(park, dict.fromkeys(STARTABLE, "failed"), endpoint={"status": "archived"}),
 }
-FENCED = {"start", "deliver", "schedule_retry", "fail", "release", "file", "park"}
+FENCED = {"start", "deliver", "schedule_retry", "fail", "release", "file", "park", "give_up"}
 
 
 async def delivery_for(engine: AsyncEngine, statement: Statement, state: str) -> MadeDelivery:
@@ -202,7 +203,7 @@ async def test_stale_replay_message_writes_nothing(engine: AsyncEngine, generati
     assert await everything(engine) == before
 
 
-@pytest.mark.parametrize("name", ["start", "deliver", "file", "release", "park"])
+@pytest.mark.parametrize("name", ["start", "deliver", "file", "release", "park", "give_up"])
 async def test_unknown_delivery_writes_nothing(engine: AsyncEngine, name: str) -> None:
     stranger = MadeDelivery(uuid4(), 1, uuid4(), uuid4(), "req")
     before = await everything(engine)
