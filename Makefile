@@ -41,7 +41,7 @@ format: setup ## Put the code into shape
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: setup ## Measure everything, with the peers, on this machine (about an hour)
+bench: setup ## Measure everything, with the peers, on this machine (about 45 minutes)
 	@$(BIN)/homing bench --peers all --plot docs/plots $(ARGS)
 
 bench-quick: setup ## Measure a backlog and a steady load, with stock Dramatiq beside (under two minutes)

@@ -1,4 +1,4 @@
-"""Years of finished deliveries behind the work: how they are put there, and what they may not slow down."""
+"""Millions of finished deliveries behind the work: how they are put there, and what they may not slow down."""
 
 # ruff: noqa: S608 - nothing is put into statements but constants of this module
 from __future__ import annotations

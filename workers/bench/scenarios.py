@@ -108,7 +108,7 @@ async def _idle(size: Size, system: str, say: Say) -> list[Result]:
 
 
 async def _history(size: Size, system: str, say: Say) -> list[Result]:
-    """Three results: no history, all of it, and half a year's retention while events are delivered."""
+    """Four results: no history, all of it, a steady load upon it, and the same while all weeks but this one are dropped."""
     results: list[Result] = []
     for rows in (0, size.history):
         with stage() as s:
