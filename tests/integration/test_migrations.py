@@ -8,9 +8,10 @@ from uuid import RFC_4122, UUID
 
 import psycopg
 import pytest
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.backoff import RetryPolicy
 from app.errors import ServerAway
 from app.migrate import head_revision, migrate
 from tests.conftest import Servers
@@ -143,6 +144,13 @@ async def test_delivery_status_shows_no_next_attempt_where_there_is_none(engine:
         "INSERT INTO endpoints (tenant_id, url, event_types) VALUES ('default', 'http://x', '{}')",
         "INSERT INTO endpoints (tenant_id, url, max_attempts) VALUES ('default', 'http://x', 0)",
         "INSERT INTO endpoints (tenant_id, url, retry_jitter) VALUES ('default', 'http://x', 'NaN')",
+        *(
+            f"INSERT INTO endpoints (tenant_id, url, retry_schedule_s) VALUES ('default', 'http://x', {schedule})"
+            for schedule in (
+                *("'{}'", "'{-1}'", "'{NaN}'", "'{Infinity}'", "'{1,NULL}'", "'{NULL}'", "'{604801}'", "'{{1},{2}}'"),
+                "array_fill(1, ARRAY[101])",
+            )
+        ),
         "INSERT INTO tenants (id, name) VALUES ('a b', '')",
         "INSERT INTO replays (tenant_id, request_id, reason, actor, body_digest) VALUES ('default', 'r', '', 'me', '')",
         "INSERT INTO replays (tenant_id, request_id, reason, actor, body_digest, state) VALUES ('d', 'r', 'x', 'm', '', 'done')",
@@ -151,3 +159,25 @@ async def test_delivery_status_shows_no_next_attempt_where_there_is_none(engine:
 async def test_impossible_row_is_refused(engine: AsyncEngine, statement: str) -> None:
     with pytest.raises(DBAPIError, match=r"violates|constraint"):
         await rows(engine, statement)
+
+
+@pytest.mark.parametrize("schedule", ["NULL", "'{0}'", "'{604800}'", "'{1,0.5,60}'", "array_fill(1, ARRAY[100])"])
+async def test_schedule_that_the_program_accepts_is_stored(engine: AsyncEngine, schedule: str) -> None:
+    await rows(
+        engine, f"INSERT INTO endpoints (tenant_id, url, retry_schedule_s) VALUES ('default', 'http://x', {schedule})"
+    )
+    stored = (await one(engine, "SELECT retry_schedule_s AS delays FROM endpoints")).delays
+    RetryPolicy(schedule_s=None if stored is None else tuple(stored))
+
+
+def test_a_schedule_stored_before_it_was_checked_stops_the_migration_and_changes_nothing(database_url: str) -> None:
+    migrate(database_url, "0003")
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "INSERT INTO endpoints (tenant_id, url, retry_schedule_s) VALUES ('default', 'http://x', '{-1}')"
+        )
+    with pytest.raises(IntegrityError, match="endpoints_retry_schedule_s_check"):
+        migrate(database_url)
+    with psycopg.connect(database_url) as connection:
+        connection.execute("UPDATE endpoints SET retry_schedule_s = NULL")
+    assert migrate(database_url) == ("0003", head_revision())
