@@ -19,6 +19,8 @@ from app.errors import SettingsInvalid
 
 #: Every failpoint, in the order of the flow.
 NAMES = (
+    "write.before_commit",
+    "write.committed",
     "intake.before_commit",
     "intake.committed",
     "claim.before_commit",

@@ -11,6 +11,7 @@ import uvicorn
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from app import failpoints
 from app.api.application import make_application
 from app.api.surroundings import Surroundings
 from app.api.wire import ProblemProtocol
@@ -25,6 +26,7 @@ log = structlog.get_logger(__name__)
 def run_api(settings: Settings, database_url: str, redis_url: str, keys: SecretKeys) -> None:
     """Serve until a signal comes."""
     configure_logging(settings.log_level, process="api")
+    failpoints.arm(settings.failpoints, database_url)
     engine = make_engine(database_url, name="api", pool_size=settings.database_pool_size)
     client = redis.asyncio.Redis.from_url(
         redis_url, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0), max_connections=2

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import Response
 
-from app import idempotency
+from app import failpoints, idempotency
 from app.api.problems import FieldError, Problem
 from app.api.surroundings import WRITE_TIMEOUT, Surroundings, caller_of, surroundings_of
 from app.api_keys import OPERATORS, Caller
@@ -74,6 +74,8 @@ class Write:
             answer = await work(connection)
             plain = _plain(answer)
             await idempotency.remember(connection, request, self._sealed(plain, request) if answer.secret else plain)
+            failpoints.reach("write.before_commit")
+        failpoints.reach("write.committed")
         return _response(plain)
 
     def _sealed(self, plain: idempotency.Remembered, request: idempotency.Request) -> idempotency.Remembered:

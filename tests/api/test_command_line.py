@@ -96,6 +96,16 @@ def test_api_serves_what_the_command_line_made_and_stops_in_order(
     assert "api.defect" not in log, "whoever hangs up is no defect of ours"
 
 
+def test_api_takes_no_failpoints_where_the_database_is_not_marked_for_tests(
+    homing: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.api.listening.configure_logging", lambda level, process: None)
+    monkeypatch.setattr("app.api.listening.make_engine", lambda *given, **named: pytest.fail("it went on"))
+    answer = homing("api", HOMING_FAILPOINTS="write.committed=kill")
+    assert answer.code == 2, answer.err
+    assert "not marked for tests" in answer.err
+
+
 def test_owner_who_may_not_make_roles_gets_a_schema_and_a_warning(servers: Servers) -> None:
     """Everything works but the second wall, and doctor says so; who may make roles can add it later."""
     owner = f"homing_test_owner_{uuid4().hex[:12]}"

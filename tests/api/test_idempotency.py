@@ -8,6 +8,7 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app import failpoints
 from app.idempotency import forget_old
 from tests.api.conftest import Knock, problem_of
 from tests.factories import make_delivery, make_endpoint, make_tenant, one, rows
@@ -78,6 +79,25 @@ async def test_fifty_replays_at_once_are_one(client: httpx.AsyncClient, engine: 
     )
     assert {(answer.status_code, answer.content) for answer in answers} == {(202, answers[0].content)}
     assert (await one(engine, "SELECT count(*) FROM replays")).count == 1
+
+
+@pytest.mark.parametrize(("place", "there"), [("write.before_commit", 0), ("write.committed", 1)])
+async def test_write_that_ends_around_its_commit_is_made_once_when_repeated(
+    client: httpx.AsyncClient, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, place: str, there: int
+) -> None:
+    def end_at(name: str) -> None:
+        if name == place:
+            raise RuntimeError(name)
+
+    monkeypatch.setattr(failpoints, "reach", end_at)
+    headers = {"idempotency-key": "k"}
+    problem_of(await client.post("/v1/events", json=EVENT, headers=headers), 500, "INT-500-INTERNAL")
+    assert (await one(engine, "SELECT count(*) FROM outbox_events")).count == there
+    monkeypatch.undo()
+    first, second = [await client.post("/v1/events", json=EVENT, headers=headers) for _ in range(2)]
+    assert (first.status_code, first.content) == (202, second.content)
+    assert [("idempotency-replayed" in answer.headers) for answer in (first, second)] == [there == 1, True]
+    assert (await one(engine, "SELECT count(*) FROM outbox_events")).count == 1
 
 
 async def test_bare_and_quoted_key_are_the_same(client: httpx.AsyncClient) -> None:
