@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from workers.chaos.matrix import SCENARIOS
+
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-P", "-m", "workers.cli.main", "chaos"]
 SMOKE = ["F02", "F05", "F06", "F10", "F16", "F24", "F26"]
@@ -54,3 +56,9 @@ def test_an_unknown_fault_is_a_usage_error(tmp_path: Path) -> None:
     done = chaos("--only", "F99", folder=tmp_path)
     assert done.returncode == 2
     assert "F99" in done.stderr
+
+
+def test_every_fault_has_its_row_in_the_published_run_and_no_other_has_one() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| F")]
+    assert [(row[0], row[1]) for row in rows] == [(name, scenario.fault) for name, scenario in SCENARIOS.items()]

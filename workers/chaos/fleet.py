@@ -89,10 +89,10 @@ class Fleet:
         wrapper: Sequence[str] = (),
         dies: bool = False,
     ) -> Child:
-        """Start a poller or a worker.
+        """Start a poller, a worker or an API.
 
         Args:
-            kind: `poller` or `worker`.
+            kind: `poller`, `worker` or `api`.
             settings: environment variables besides the fleet's.
             program: what Python runs, when it is not the command itself.
             wrapper: a command that executes the rest of its arguments.
@@ -120,7 +120,7 @@ class Fleet:
         return child
 
     async def ready(self, *children: Child) -> None:
-        """Wait until each has started and serves its metrics.
+        """Wait until each poller or worker has started and serves its metrics.
 
         Raises:
             ProcessFailed: one ended, or was not ready in time.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from workers.chaos.scenario import Scenario
 from workers.chaos.scenarios import (
+    api_killed,
     clock,
     dns,
     pollers,
@@ -34,6 +35,7 @@ SCENARIOS: dict[str, Scenario] = {
             *tls.SCENARIOS,
             *dns.SCENARIOS,
             *receivers_slow.SCENARIOS,
+            *api_killed.SCENARIOS,
         ],
         key=lambda scenario: scenario.id,
     )
