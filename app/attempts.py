@@ -310,4 +310,4 @@ async def record_if_delivering(
 
 def _among(ids: Sequence[UUID]) -> dict[str, Any]:
     """The parameters `ids`, `lowest` and `highest`."""
-    return {"ids": array(ids), "lowest": min(ids), "highest": max(ids)}
+    return {"ids": array(ids), "lowest": min(ids, default=None), "highest": max(ids, default=None)}

@@ -187,3 +187,9 @@ async def test_chunks_that_overlap_in_opposite_order_start_each_delivery_once(en
         return act
 
     assert sum(await together(engine, start_all(tickets), start_all(tickets[::-1]))) == 40
+
+
+async def test_nothing_to_start_and_nothing_to_record_write_nothing(engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        assert await start_if_published(connection, [], worker="w", lease_s=20) == []
+        assert await record_if_delivering(connection, [], worker="w") == set()
