@@ -217,6 +217,7 @@ async def start_if_published(
     finds no lease), its state is one of `STARTABLE`, and its endpoint is active. A ticket
     that fails the guard is left out of the answer and its row is untouched: it is stale, forged or paused.
     """
+    tickets = sorted(tickets)  # whatever the plan, rows are locked in one order: chunks that overlap cannot deadlock
     rows = await connection.execute(
         _START_IF_PUBLISHED,
         _among([t[0] for t in tickets])
@@ -250,6 +251,7 @@ async def park_if_endpoint_not_active(connection: AsyncConnection, tickets: Sequ
     Those of archived ones, which are never resumed, have failed by that. Guard: published under the ticket's generation, and
     not started. Returns how many were put aside; the rest of the tickets were stale.
     """
+    tickets = sorted(tickets)
     result = await connection.execute(
         _PARK_IF_ENDPOINT_NOT_ACTIVE, {"ids": array(t[0] for t in tickets), "generations": array(t[1] for t in tickets)}
     )
@@ -275,6 +277,7 @@ async def record_if_delivering(
     Returns:
         The (delivery, generation) pairs that were written. Writing the same result twice is harmless.
     """
+    settled = sorted(settled, key=lambda s: s.delivery_id)  # locked in one order, as at the start
     results = [
         {
             "delivery_id": s.delivery_id.hex,

@@ -11,6 +11,8 @@ from app.states import DeliveryState
 
 #: Seconds until a delivery is tried again after a fault of our own (no file descriptors left, for example).
 OWN_FAULT_DELAY_S = 5.0
+#: The same for a fault that lasts until an operator has acted, which says so in `retry_after_s`; at most.
+OWN_FAULT_DELAY_MAX_S = 120.0
 
 
 def settle(started: Started, policy: RetryPolicy, result: AttemptResult, random: Callable[[], float]) -> Settled:
@@ -24,7 +26,7 @@ def settle(started: Started, policy: RetryPolicy, result: AttemptResult, random:
     if result.outcome is Outcome.DELIVERED:
         state = DeliveryState.DELIVERED
     elif not result.counts:
-        state, delay = DeliveryState.RETRY_SCHEDULED, (result.retry_after_s or OWN_FAULT_DELAY_S) * (0.5 + random())
+        state, delay = DeliveryState.RETRY_SCHEDULED, _own_fault_delay_s(result) * (0.5 + random())
     elif retryable and not exhausted(policy, started.attempt):
         state = DeliveryState.RETRY_SCHEDULED
         delay = delay_s(policy, started.attempt, random, result.retry_after_s)
@@ -45,3 +47,7 @@ def settle(started: Started, policy: RetryPolicy, result: AttemptResult, random:
         counted=result.counts,
         disable_endpoint=result.outcome is Outcome.GONE,
     )
+
+
+def _own_fault_delay_s(result: AttemptResult) -> float:
+    return min(result.retry_after_s or OWN_FAULT_DELAY_S, OWN_FAULT_DELAY_MAX_S)
